@@ -1,0 +1,176 @@
+"""How a variant's array is cut into chunks and shards, and the bytes of a shard (standard Zarr v3 sharding, raw chunks)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+CHUNK_BYTES = 1 << 20  # zarr-python costs ~0.2 ms an inner chunk, so chunks hold many small models
+LONG_BYTES = 4 << 20  # a longer vector is split
+SHARD_BYTES = 32 << 20
+SHARD_LIMIT = 64 << 20
+ABSENT = 2**64 - 1  # offset and length of a chunk that lies outside the array (Zarr v3 sharding)
+STORED_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # Zarr v3 has no bfloat16: its bits as uint16
+DATA_TYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+BFLOAT16_NAN = 0x7FC0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Shape of an array (models, checkpoints, size) and of its chunks and shards.
+
+    A task is a block of `shard[0]` models with all their checkpoints. It is one Zarr shard file, or several along the
+    last axis when a single model's checkpoints pass 64 MiB.
+    """
+
+    shape: tuple[int, int, int]
+    chunk: tuple[int, int, int]
+    shard: tuple[int, int, int]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED_AS:
+            raise ValueError(f"dtype must be one of {', '.join(STORED_AS)}, got {self.dtype!r}")
+        for name, value in (("shape", self.shape), ("chunk", self.chunk), ("shard", self.shard)):
+            if len(value) != 3 or not all(type(n) is int and 1 <= n <= 2**48 for n in value):
+                raise ValueError(f"{name} must be three positive integers, got {value!r}")
+        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
+            raise ValueError(f"shard {self.shard} is not a multiple of chunk {self.chunk}")
+        if self.chunk[1] != 1 or self.shard[1] != self.shape[1]:
+            raise ValueError("a chunk holds one checkpoint, a shard all checkpoints of its models")
+        if math.prod(self.chunk) * self.itemsize > 256 << 20:
+            raise ValueError(f"chunk {self.chunk} is larger than 256 MiB")
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(STORED_AS[self.dtype]).itemsize
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.shape[0] // self.shard[0])
+
+    def models(self, shard: int) -> range:
+        """The models (positions on the first axis) of a shard."""
+        start = shard * self.shard[0]
+        return range(start, min(start + self.shard[0], self.shape[0]))
+
+    def parts(self, shard: int) -> Iterator[tuple[str, slice]]:
+        """Zarr key of each file of a shard, and the part of the vector it holds."""
+        for part in range(-(-self.shape[2] // self.shard[2])):
+            start = part * self.shard[2]
+            yield f"c/{shard}/0/{part}", slice(start, min(start + self.shard[2], self.shape[2]))
+
+    @property
+    def chunks_per_shard(self) -> tuple[int, int, int]:
+        a, b, c = (s // k for s, k in zip(self.shard, self.chunk, strict=True))
+        return a, b, c
+
+
+def make_grid(models: int, checkpoints: int, size: int, dtype: str = "float32") -> Grid:
+    """Cut an array by bytes: 1 MiB chunks of at most 64 models, 32 MiB shards, at least eight shards where models allow.
+
+    A function of its arguments only, so that every machine cuts a spec the same way.
+
+    >>> make_grid(10_000, 11, 3466).chunk, make_grid(10_000, 11, 3466).shard
+    ((55, 1, 3466), (220, 11, 3466))
+    >>> make_grid(1, 4, 178_585_866).chunk
+    (1, 1, 1048576)
+    """
+    itemsize = np.dtype(STORED_AS[dtype]).itemsize
+    lineage = size * checkpoints * itemsize  # bytes of one model with all its checkpoints
+    if lineage > SHARD_LIMIT:
+        part = min(size, LONG_BYTES // itemsize, max(SHARD_BYTES // (checkpoints * itemsize), 1))
+        long = min(max(SHARD_BYTES // (checkpoints * part * itemsize), 1), -(-size // part)) * part
+        return Grid((models, checkpoints, size), (1, 1, part), (1, checkpoints, long), dtype)
+    shards = -(-models // min(max(SHARD_BYTES // lineage, 1), max(-(-models // 8), 16)))
+    per_shard = -(-models // shards)
+    together = min(max(CHUNK_BYTES // (size * itemsize), 1), 64)
+    together = -(-per_shard // -(-per_shard // together))  # as even as it goes
+    per_shard = -(-per_shard // together) * together
+    return Grid((models, checkpoints, size), (together, 1, size), (per_shard, checkpoints, size), dtype)
+
+
+def array_metadata(grid: Grid) -> bytes:
+    """The bytes of the array's `zarr.json`, the same for every reader and writer."""
+    bits = {"name": "bytes", "configuration": {"endian": "little"}}
+    crc = {"name": "crc32c"}
+    sharding = {"chunk_shape": grid.chunk, "codecs": [bits, crc], "index_codecs": [bits, crc], "index_location": "end"}
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": grid.shape,
+            "data_type": DATA_TYPE[grid.dtype],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": grid.shard}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": BFLOAT16_NAN if grid.dtype == "bfloat16" else "NaN",
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "dimension_names": ["models", "checkpoints", "size"],
+            "attributes": {"weightscape": {"dtype": grid.dtype}},
+        }
+    )
+
+
+def group_metadata() -> bytes:
+    """The bytes of a Zarr group's `zarr.json`."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def encode_shard(grid: Grid, block: np.ndarray) -> bytearray:
+    """The bytes of one shard file.
+
+    Args:
+        block: (models, checkpoints, part of the vector) in the stored type (bfloat16 as uint16); fewer models or a
+            shorter part than the shard at the array's end.
+    """
+    counts, (m, _, p) = grid.chunks_per_shard, grid.chunk
+    nan = BFLOAT16_NAN if grid.dtype == "bfloat16" else np.nan
+    index = np.full((*counts, 2), ABSENT, "<u8")
+    chunk_bytes = m * p * grid.itemsize
+    out = bytearray()
+    for a, b, c in np.ndindex(*counts):
+        values = block[a * m : (a + 1) * m, b, c * p : (c + 1) * p]
+        if values.size == 0:
+            continue
+        if values.shape != (m, p):
+            padded = np.full((m, p), nan, STORED_AS[grid.dtype])
+            padded[: values.shape[0], : values.shape[1]] = values
+            values = padded
+        raw = np.ascontiguousarray(values, STORED_AS[grid.dtype]).tobytes()
+        index[a, b, c] = len(out), chunk_bytes + 4
+        out += raw
+        out += checksum(raw).to_bytes(4, "little")
+    tail = index.tobytes()
+    return out + tail + checksum(tail).to_bytes(4, "little")
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """crc32c (Castagnoli) of bytes."""
+    return int(google_crc32c.value(bytes(data)))
+
+
+def to_stored(weights: np.ndarray, dtype: str) -> np.ndarray:
+    """Cast floats to the stored type; bfloat16 rounds to nearest even and comes as uint16. NaN stays NaN."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which `write_shard` refuses
+            return np.asarray(weights, STORED_AS[dtype])
+    bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype("<u2")
+    return np.where(np.isnan(weights), np.uint16(BFLOAT16_NAN), rounded)
+
+
+def from_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored values as numpy floats: bfloat16 widens exactly to float32."""
+    if dtype != "bfloat16":
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,0 +1,173 @@
+"""`zoo.json`: what a zoo is. Written first, never changed, and it checks itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalog.errors import CorruptError, FormatError, unknown_name
+from catalog.grid import Grid, array_metadata, group_metadata
+from weightspace.layout import Layout
+
+FORMAT = 1
+LIMIT = 64 << 20  # bytes of a zoo.json; a layout costs ~100 bytes a tensor
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,98}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One concrete architecture of a zoo: its description, the layout of its vectors, the grid of its array.
+
+    Args:
+        architecture: data for the registry that builds it (family and bounded numbers); never code.
+    """
+
+    name: str
+    architecture: Mapping[str, Any]
+    layout: Layout
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"variant name must be lower-case letters, digits, '.', '_', '-' (at most 99), got {self.name!r}"
+            )
+        if self.layout.size != self.grid.shape[2]:
+            raise ValueError(f"layout of {self.name} holds {self.layout.size} weights, its array {self.grid.shape[2]}")
+
+    @property
+    def path(self) -> str:
+        return f"weights/{self.name}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of `zoo.json`.
+
+    Args:
+        spec: what the zoo was made from, as JSON; the catalog keeps it and does not read it.
+        info: licence, citation, provenance: free JSON.
+        digest: sha256 of the body of the `zoo.json` it was read from: the identity that every fragment names.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    variants: Mapping[str, Variant]
+    dtype: str = "float32"
+    info: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable() or len(self.name) > 200:
+            raise ValueError(f"a zoo's name is 1 to 200 printable characters, got {self.name!r}")
+        if not self.variants:
+            raise ValueError("a zoo has at least one variant")
+        for variant in self.variants.values():
+            if variant.grid.dtype != self.dtype:
+                raise ValueError(f"variant {variant.name} is {variant.grid.dtype}, the zoo {self.dtype}")
+
+    def variant(self, name: str) -> Variant:
+        if name not in self.variants:
+            raise unknown_name("variant", name, self.variants)
+        return self.variants[name]
+
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """Every (variant, shard) a complete zoo has."""
+        return [(name, shard) for name, variant in self.variants.items() for shard in range(variant.grid.num_shards)]
+
+    def metadata_files(self) -> dict[str, bytes]:
+        """The Zarr metadata files, which follow from the record to the byte."""
+        arrays = {f"{variant.path}/zarr.json": array_metadata(variant.grid) for variant in self.variants.values()}
+        return {"zarr.json": group_metadata(), "weights/zarr.json": group_metadata(), **arrays}
+
+    def encode(self) -> bytes:
+        """The bytes of `zoo.json`: indented JSON whose last member is the sha256 of all bytes before it."""
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "dtype": self.dtype,
+            "spec": self.spec,
+            "variants": [
+                {
+                    "name": variant.name,
+                    "architecture": variant.architecture,
+                    "shape": variant.grid.shape,
+                    "chunk": variant.grid.chunk,
+                    "shard": variant.grid.shard,
+                    "layout": variant.layout.to_json(),
+                }
+                for variant in self.variants.values()
+            ],
+            "info": self.info,
+        }
+        body = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
+        return body + _tail(body)
+
+
+def decode(data: bytes, where: str) -> Record:
+    """The record in the bytes of a `zoo.json`.
+
+    Raises:
+        CorruptError: the bytes are not what was written.
+        FormatError: another format version, or content that format 1 does not allow.
+    """
+    if len(data) > LIMIT:
+        raise FormatError(f"zoo.json of {where} has {len(data):,} bytes, more than the {LIMIT:,} allowed")
+    body = data[: -len(_tail(b""))]
+    if not data or data[len(body) :] != _tail(body):
+        _refuse_other_format(data, where)
+        raise CorruptError(
+            f"zoo.json of {where} is damaged: its bytes do not match its own sha256; restore it from a copy"
+        )
+    try:
+        content = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"zoo.json of {where} is not the JSON of a zoo: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        _refuse_other_format(data, where)
+        raise FormatError(f"zoo.json of {where} names no format")
+    try:
+        dtype = content["dtype"]
+        variants = [_variant(entry, dtype) for entry in content["variants"]]
+        names = [variant.name for variant in variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variants named twice: {names}")
+        by_name = {variant.name: variant for variant in variants}
+        return Record(
+            content["name"], content["spec"], by_name, dtype, content["info"], hashlib.sha256(body).hexdigest()
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"zoo.json of {where} does not follow format {FORMAT}: {error!r}") from error
+
+
+def _variant(entry: Mapping[str, Any], dtype: str) -> Variant:
+    grid = Grid(tuple(entry["shape"]), tuple(entry["chunk"]), tuple(entry["shard"]), dtype)
+    return Variant(entry["name"], entry["architecture"], Layout.from_json(entry["layout"]), grid)
+
+
+def _tail(body: bytes) -> bytes:
+    return f',\n "digest": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def _refuse_other_format(data: bytes, where: str) -> None:
+    found = re.match(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*,', data)
+    if found and int(found[1]) != FORMAT:
+        raise FormatError(
+            f"{where} is a zoo of format {int(found[1])}; this weightscape reads format {FORMAT}: install a newer weightscape"
+        )
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError(f"a key stands twice among {[key for key, _ in pairs]}")
+    return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,1 @@
+"""Learning from populations of networks."""

@@ -1,0 +1,1 @@
+"""Weights as data: layouts, symmetries, alignment. Imports nothing by itself; use the modules."""

@@ -1,0 +1,223 @@
+"""Train a group of runs as one batch, in plain torch. The oracle of every faster path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.optimizers import OPTIMIZERS
+from kernels.population import Noise, forward
+from kernels.random import uniform, words
+from zoo.architectures import Architecture
+from zoo.batches import Batches
+from zoo.datasets import Dataset
+from zoo.initialization import initial_weights
+from zoo.plan import Run
+from zoo.schedules import SCHEDULES
+
+LABEL_SITE = 3  # of the random streams
+BLOCK = 1 << 20  # sample numbers drawn ahead at once
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training a group gives.
+
+    Args:
+        weights: (runs, checkpoints, size), in the type it was trained in; NaN where a run had diverged.
+        diverged: (runs,) reason, "" for a run that stayed finite.
+    """
+
+    weights: Tensor
+    diverged: tuple[str, ...]
+
+
+def noisy_labels(runs: Sequence[Run], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels each run is trained on, (runs, samples) int64.
+
+    With probability `label_noise` a sample's label is one of the other classes, all equally likely, fixed for the run.
+    """
+    keys = _keys(runs)
+    rate = np.array([run.values["label_noise"] for run in runs])[:, None]
+    noisy = uniform(keys, LABEL_SITE, 0, count=len(labels)) < rate
+    shift = 1 + words(keys, LABEL_SITE, 1, count=len(labels)) % (num_classes - 1)
+    return np.where(noisy, (labels + shift) % num_classes, labels)
+
+
+def train(
+    runs: Sequence[Run],
+    data: Dataset,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] | None = None,
+) -> Trained:
+    """Train runs of one architecture, optimiser and micro-batch size together.
+
+    Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, except for
+    rounding in grouped convolutions (3e-8 relative was measured; products of matrices are the same to the bit).
+
+    Args:
+        progress: called now and then with the samples worked off since the last call.
+
+    Raises:
+        ValueError: runs that cannot share a group.
+    """
+    if len({(run.architecture.name, run.group) for run in runs}) != 1:
+        raise ValueError("runs of one call must share architecture, optimizer and micro-batch size")
+    group = _Group(tuple(runs), data, device, dtype)
+    for samples in group.run():
+        if progress:
+            progress(samples)
+    return Trained(group.kept, tuple(group.diverged))
+
+
+class _Group:
+    """Stacked state of the runs that still train. Finished and diverged ones leave, the rest never notice."""
+
+    def __init__(self, runs: tuple[Run, ...], data: Dataset, device: str, dtype: torch.dtype) -> None:
+        self.runs, self.device, self.dtype = runs, device, dtype
+        self.architecture: Architecture = runs[0].architecture
+        self.layout, self.module = self.architecture.layout, self.architecture.build("meta")
+        self.optimizer = OPTIMIZERS[runs[0].values["optimizer"]]
+        self.inputs = torch.from_numpy(data.train_x).to(device, dtype)
+        self.labels = torch.from_numpy(noisy_labels(runs, data.train_y, data.num_classes)).to(device)
+        self.timing = _batches(runs)
+        self.length = np.array([run.epochs for run in runs]) * self.timing.updates * self.timing.splits
+        schemes = [run.values["initialization"] for run in runs]
+        start = initial_weights(self.architecture, _keys(runs), schemes, _values(runs, "initialization_gain"))
+        self.weights = torch.from_numpy(start).to(device, dtype)
+        self.state = self.optimizer.start(self.weights[:, : self.layout.num_parameters])
+        self.sums = torch.zeros_like(self.weights[:, : self.layout.num_parameters])  # gradients of an unfinished batch
+        self.kept = torch.full(
+            (len(runs), len(runs[0].checkpoints), self.layout.size), torch.nan, dtype=dtype, device=device
+        )
+        self.diverged = [""] * len(runs)
+        self.due: dict[int, list[tuple[int, int]]] = {}  # micro-batches done -> (run, checkpoint) to keep then
+        for number, run in enumerate(runs):
+            each = int(self.timing.updates[number] * self.timing.splits[number])
+            for checkpoint, epoch in enumerate(run.checkpoints):
+                self.due.setdefault(epoch * each, []).append((number, checkpoint))
+
+    def run(self) -> Iterator[int]:
+        """Train to the end, block by block; yields the samples worked off."""
+        active = np.arange(len(self.runs))
+        time = 0
+        self._keep(0, active)
+        while len(active := self._leave(active, time)):
+            each = max(BLOCK // (len(active) * self.timing.micro), 16)
+            stop = int(min(time + min(each, 256), self.length[active].min()))
+            self._block(active, time, stop)
+            yield len(active) * self.timing.micro * (stop - time)
+            time = stop
+
+    def _leave(self, active: np.ndarray, time: int) -> np.ndarray:
+        """Drop runs that are finished or diverged from the stacked tensors."""
+        stay = np.array([self.length[n] > time and not self.diverged[n] for n in active], bool)
+        if not stay.all():
+            rows = torch.from_numpy(np.flatnonzero(stay)).to(self.device)
+            self.weights = self.weights[rows]
+            self.state = {name: value[rows] for name, value in self.state.items()}
+            self.sums = self.sums[rows]
+        return active[stay]
+
+    def _keep(self, time: int, active: np.ndarray) -> None:
+        """Copy the weights of runs that are at a checkpoint."""
+        due = [(number, checkpoint) for number, checkpoint in self.due.get(time, ()) if number in active]
+        for number, checkpoint in due:
+            self.kept[number, checkpoint] = self.weights[int(np.searchsorted(active, number))]
+
+    def _block(self, active: np.ndarray, start: int, stop: int) -> None:
+        """Micro-batches start..stop of the active runs."""
+        runs = [self.runs[number] for number in active]
+        timing = _batches(runs)
+        index, position, update = timing.block(start, stop)
+        last = (np.arange(start, stop)[:, None] + 1) % timing.splits == 0
+        rates = _learning_rates(runs, update, timing.updates)
+        share = (position >= 0) / timing.batch_size[:, None]
+        index_t, position_t, update_t, last_t = (self._tensor(value) for value in (index, position, update, last))
+        share_t, rates_t = (self._tensor(value).to(self.dtype) for value in (share, rates[..., None]))
+        labels = self.labels[self._tensor(active)]
+        hyper = self._hyperparameters(runs)
+        keys, dropout = self._tensor(_keys(runs).view(np.int64)), self._tensor(_values(runs, "dropout"))
+        parameters, tensors, leaves = self._tensors()
+        whole = bool((timing.splits == 1).all())
+        losses = torch.empty(stop - start, len(active), dtype=self.dtype, device=self.device)
+        for at in range(stop - start):
+            noise = Noise(keys, update_t[at], position_t[at].clamp(min=0), dropout) if dropout.any() else None
+            logits = forward(self.module, tensors, self.inputs[index_t[at]], training=True, noise=noise)
+            y = labels.gather(1, index_t[at])
+            each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
+            loss = (each * share_t[at]).sum(1)
+            gradients = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], 1)
+            losses[at] = loss.detach()
+            with torch.no_grad():
+                hyper["learning_rate"] = rates_t[at]
+                if whole:
+                    self.optimizer.step(parameters, gradients, self.state, hyper)
+                else:
+                    self.sums += gradients
+                    if last[at].any():
+                        turn = None if last[at].all() else last_t[at]
+                        self.optimizer.step(parameters, self.sums, self.state, hyper, turn)
+                        self.sums.masked_fill_(last_t[at][:, None], 0)
+            if start + at + 1 in self.due:
+                self._keep(start + at + 1, active)
+        self._notice_divergence(active, losses.isfinite().cpu().numpy(), update, timing)
+
+    def _tensors(self) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """The stacked parameters, all tensors by name as views of the weights, and those of them that are trained."""
+        views = self.layout.unflatten(self.weights)
+        roles = dict(zip(self.layout.names, self.layout.roles, strict=True))
+        tensors = {name: view.detach().requires_grad_(roles[name] == "parameter") for name, view in views.items()}
+        leaves = [tensors[name] for name in self.layout.names if roles[name] == "parameter"]
+        return self.weights[:, : self.layout.num_parameters], tensors, leaves
+
+    def _hyperparameters(self, runs: Sequence[Run]) -> dict[str, Tensor]:
+        """(runs, 1) tensors the optimiser reads, the learning rate aside."""
+        names = [name for name in self.optimizer.hyperparameters if name != "learning_rate"]
+        return {name: self._tensor(_values(runs, name)[:, None]).to(self.dtype) for name in names}
+
+    def _notice_divergence(self, active: np.ndarray, finite: np.ndarray, update: np.ndarray, timing: Batches) -> None:
+        for column in np.flatnonzero(~finite.all(0)).tolist():
+            step = int(update[np.argmin(finite[:, column]), column])
+            number = int(active[column])
+            self.diverged[number] = f"loss not finite at step {step} (epoch {step // int(timing.updates[column])})"
+            for checkpoint, epoch in enumerate(self.runs[number].checkpoints):
+                if epoch * int(timing.updates[column]) > step:
+                    self.kept[number, checkpoint] = torch.nan
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(values)).to(self.device)
+
+
+def _keys(runs: Sequence[Run]) -> np.ndarray:
+    return np.array([run.key for run in runs], np.uint64)
+
+
+def _values(runs: Sequence[Run], name: str) -> np.ndarray:
+    return np.array([run.values[name] for run in runs], np.float64)
+
+
+def _batches(runs: Sequence[Run]) -> Batches:
+    sizes, samples = (
+        np.array(v, np.int64) for v in ([r.values["batch_size"] for r in runs], [r.samples for r in runs])
+    )
+    return Batches(_keys(runs), sizes, samples, runs[0].micro)
+
+
+def _learning_rates(runs: Sequence[Run], update: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    """Learning rate of each run at each micro-batch, (steps, runs) float64."""
+    total = np.array([run.epochs for run in runs]) * updates
+    period, decay, rate = (_values(runs, name) for name in ("schedule_period", "schedule_decay", "learning_rate"))
+    factors = np.empty(update.shape)
+    for name, schedule in SCHEDULES.items():
+        mine = np.array([run.values["schedule"] == name for run in runs])
+        if mine.any():
+            factors[:, mine] = schedule(update[:, mine], total[mine], period[mine], decay[mine])
+    return factors * rate
