@@ -4,7 +4,8 @@
 >>> from weightspace.layout import Layout
 >>> layout = Layout(("w", "b"), ((2, 3), (2,)))
 >>> with tempfile.TemporaryDirectory() as folder:
-...     zoo = catalog.create(folder, name="tiny", variants=[catalog.make_variant("net", layout, models=2, checkpoints=1)])
+...     net = catalog.make_variant("net", layout, models=2, checkpoints=1)
+...     zoo = catalog.create(folder, name="tiny", variants=[net])
 ...     rows = pl.DataFrame({"run": ["a", "b"], "epoch": [0, 0], "status": "ok", "reason": "", "stored": True})
 ...     catalog.write_shard(zoo, "net", 0, np.ones((2, 1, 8), np.float32), rows, software={})
 ...     catalog.open(folder).read(catalog.open(folder).scan().filter(pl.col("run") == "b")).shape

@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from safetensors import serialize
 
 from catalog.folder import Folder
+from catalog.store import address_of, one_row
+from weightspace.layout import INTEGERS
 
 if TYPE_CHECKING:
     from catalog.store import Zoo
+
+NAMES = {"bool": "BOOL", "float16": "F16", "float32": "F32"}
+NAMES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 
 
 def export_safetensors(zoo: Zoo, row: Mapping[str, Any] | pl.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write one row's tensors under their names, with the row's columns as metadata.
 
-    Tensors come in the zoo's stored type (integer buffers in their own); tied tensors are written once, under the name
+    Floats come in the zoo's stored type, integer buffers in their own; tied tensors are written once, under the name
     that stores them. The file is complete or absent.
+
+    Raises:
+        QueryError, MissingDataError, CorruptError: as for `Zoo.read`. StorageError: the disk refused.
     """
-    columns = row.row(0, named=True) if isinstance(row, pl.DataFrame) and len(row) == 1 else row
-    tensors = zoo.state_dict(row)
-    layout = zoo.layouts[columns["variant"]]
-    content = {name: _entry(tensors[name], zoo.record.dtype) for name in layout.names}
-    metadata = {key: str(value) for key, value in dict(columns).items() if not isinstance(value, bytes)}
-    metadata |= {f"tied.{name}": stored for name, stored in layout.aliases}
+    columns = one_row(row)
+    weights = zoo.read(address_of(columns))[0]
+    stored, layout = zoo.record.dtype, zoo.layouts[columns["variant"]]
+    kept = "float32" if stored == "bfloat16" else stored
+    layout = replace(layout, dtypes=tuple(dtype if dtype in INTEGERS else kept for dtype in layout.dtypes))
+    tensors = layout.unflatten(weights, cast=True)
+    metadata = {key: str(value) for key, value in columns.items() if value is not None and not isinstance(value, bytes)}
+    metadata |= {f"tied.{name}": owner for name, owner in layout.aliases}
     target = Path(os.path.abspath(path))
-    Folder.at(target.parent).write(target.name, serialize(content, metadata=metadata))
+    Folder.at(target.parent).write(
+        target.name, encode({name: tensors[name] for name in layout.names}, metadata, stored)
+    )
 
 
-def _entry(tensor: np.ndarray, stored: str) -> dict[str, Any]:
-    if stored == "bfloat16" and tensor.dtype == np.float32:
-        bits = (np.ascontiguousarray(tensor).view(np.uint32) >> 16).astype("<u2")
-        return {"dtype": "bfloat16", "shape": list(tensor.shape), "data": bits.tobytes()}
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "data": np.ascontiguousarray(tensor).tobytes()}
+def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], stored: str) -> bytes:
+    """The bytes of a safetensors file: length of the header, header, tensors one after another.
+
+    By hand, since the numpy functions of the library know no bfloat16, and those below them change with its versions.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, end = [], 0
+    for name, tensor in tensors.items():
+        kind, data = NAMES.get(tensor.dtype.name, ""), np.ascontiguousarray(tensor)
+        if stored == "bfloat16" and tensor.dtype == np.float32:  # as which it was read: its bits are the upper half
+            kind, data = "BF16", (data.view(np.uint32) >> 16).astype("<u2")
+        parts.append(data.tobytes())
+        start, end = end, end + len(parts[-1])
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned in memory
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])

@@ -1,9 +1,13 @@
-"""A folder that holds a zoo: local, or behind any fsspec URL. Reads whole files and byte ranges, writes whole files durably."""
+"""A folder that holds a zoo: local, or behind any fsspec URL. Reads files and byte ranges, writes files durably."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
+import platform
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +16,10 @@ from typing import Any
 
 import fsspec
 
-from catalog.errors import FormatError, StorageError
+from catalog.errors import FormatError, StorageError, ZooError
 
 TEMPORARY = ".tmp-"  # a name starting so is half-written: readers, digests and `verify` pass over it
+ABANDONED = 24 * 3600  # seconds after which another machine's half-written file is nobody's
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,18 @@ class Folder:
         """The folder at a local path or an fsspec URL.
 
         Raises:
-            FormatError: chained URLs (`simplecache::https://...`), whose caches were measured to serve truncated files.
+            FormatError: chained URLs (`simplecache::https://...`), whose caches were measured to serve truncated files;
+                a scheme nobody knows, or one whose package is not installed.
         """
         text = os.fspath(url)
         if "::" in text:
             raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
         if "://" not in text or text.startswith(("file://", "local://")):
             return cls(text, os.path.abspath(text.split("://", 1)[-1]))
-        fs, root = fsspec.core.url_to_fs(text, **storage_options)
+        try:
+            fs, root = fsspec.core.url_to_fs(text, **storage_options)
+        except (ImportError, ValueError) as error:  # both say which scheme or package
+            raise FormatError(f"cannot open {text}: {error}; for s3:// install weightscape[s3]") from error
         return cls(text, root.rstrip("/"), fs)
 
     @property
@@ -57,106 +66,185 @@ class Folder:
             raise FormatError(f"{name!r} leads out of the zoo {self.url}")
         return os.path.join(self.root, *parts) if self.local else f"{self.root}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a file. FileNotFoundError when it is not there."""
-        if self.local:
-            return Path(self.path(name)).read_bytes()
-        data: bytes = self.fs.cat_file(self.path(name))
-        return data
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """All bytes of a file. FileNotFoundError when it is not there.
+
+        Raises:
+            FormatError: more than `limit` bytes, before they are loaded.
+            StorageError: it is there but cannot be read, as with every method here.
+        """
+        with self._refusals(f"reading {name} of {self.url}"):
+            if limit is not None and (found := self.size(name)) > limit:
+                raise FormatError(f"{name} of {self.url} has {found:,} bytes, more than the {limit:,} allowed")
+            if self.local:
+                return Path(self.path(name)).read_bytes()
+            data: bytes = self.fs.cat_file(self.path(name))
+            return data
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Bytes [start, stop) of one file for each range; a short file gives short bytes."""
         path = self.path(name)
-        if not self.local:
-            starts, stops = [list(side) for side in zip(*ranges, strict=True)]
-            return list(self.fs.cat_ranges([path] * len(ranges), starts, stops, on_error="raise"))
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return [os.pread(descriptor, stop - start, start) for start, stop in ranges]
-        finally:
-            os.close(descriptor)
+        with self._refusals(f"reading {name} of {self.url}"):
+            if not self.local:
+                starts, stops = [list(side) for side in zip(*ranges, strict=True)]
+                parts = list(self.fs.cat_ranges([path] * len(ranges), starts, stops, on_error="raise"))
+                if any(len(part) > stop - start for part, (start, stop) in zip(parts, ranges, strict=True)):
+                    raise FormatError(
+                        f"the server of {self.url} does not answer byte ranges; serve the zoo with "
+                        "`weightscape serve`, or copy it here"
+                    )
+                return parts
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return [os.pread(descriptor, stop - start, start) for start, stop in ranges]
+            finally:
+                os.close(descriptor)
 
     def size(self, name: str) -> int:
         """Bytes of a file. FileNotFoundError when it is not there."""
-        return os.stat(self.path(name)).st_size if self.local else int(self.fs.size(self.path(name)))
+        with self._refusals(f"looking at {name} of {self.url}"):
+            if self.local:
+                return os.stat(self.path(name)).st_size
+            size = self.fs.size(self.path(name))
+            if size is None:
+                raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
+            return int(size)
 
     def exists(self, name: str) -> bool:
-        return os.path.exists(self.path(name)) if self.local else bool(self.fs.exists(self.path(name)))
+        with self._refusals(f"looking at {name} of {self.url}"):
+            return os.path.exists(self.path(name)) if self.local else bool(self.fs.exists(self.path(name)))
 
-    def files(self, under: str = "") -> Iterator[str]:
-        """Names of all whole files below `under`, sorted; half-written ones are passed over."""
+    def files(self, under: str = "") -> list[str]:
+        """Names of all whole files below `under`, as of now, sorted; half-written ones are passed over.
+
+        Raises:
+            FormatError: a web server that does not list its folders: what is not listed would pass for not there.
+        """
         top = self.path(under) if under else self.root
-        if self.local:
-            found = (os.path.join(base, name) for base, _, names in os.walk(top) for name in names)
-            names = [Path(path).relative_to(self.root).as_posix() for path in found]
-        else:
-            try:
-                names = [str(path)[len(self.root) :].lstrip("/") for path in self.fs.find(top)]
-            except FileNotFoundError:
-                names = []
-        yield from sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
+        with self._refusals(f"listing {under or 'the files'} of {self.url}"):
+            if self.local:
+                found = [
+                    os.path.join(base, name) for base, _, names in os.walk(top, onerror=_not_gone) for name in names
+                ]
+                names = [Path(path).relative_to(self.root).as_posix() for path in found]
+            else:
+                self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
+                try:
+                    names = [str(path)[len(self.root) :].lstrip("/") for path in self.fs.find(top)]
+                except FileNotFoundError:
+                    names = []
+                names = [name for name in names if not {"?", "#"} & set(name)]  # links to sort a web server's listing
+                names = [name for name in names if name != under]  # a page in the place of the listing
+                if not names and "http" in self.fs.protocol:
+                    self._remote_top()  # which raises where the server lists nothing at all
+        return sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
 
     def top(self) -> list[str]:
-        """Names of the whole files directly in the folder, sorted."""
-        if self.local:
-            names = [entry.name for entry in os.scandir(self.root) if entry.is_file()]
-        else:
-            found = self.fs.ls(self.root, detail=True)
-            names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        """Names of the whole files directly in the folder of a zoo, as of now, sorted.
+
+        Raises:
+            FormatError: as for `files`.
+        """
+        with self._refusals(f"listing {self.url}"):
+            if self.local:
+                with os.scandir(self.root) as entries:
+                    names = [entry.name for entry in entries if entry.is_file()]
+            else:
+                self.fs.invalidate_cache()
+                names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def _remote_top(self) -> list[str]:
+        advice = f"{self.url} cannot be listed; serve it with `weightscape serve`, or copy it here"
+        http = "http" in self.fs.protocol
+        try:
+            found = self.fs.ls(self.root, detail=True)
+        except Exception as error:
+            if http:
+                raise FormatError(f"{advice} ({error})") from error
+            raise
+        names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        if http and "zoo.json" not in names:  # which is there, or nobody would list this folder
+            raise FormatError(advice)
+        return names
+
+    def write(self, name: str, data: bytes | bytearray) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
 
-        Local: temporary name, write, fsync, rename, fsync of the directory. Remote: one PUT, which object stores make atomic.
+        Local: temporary name, write, fsync, rename, fsync of the directory. Remote: one PUT, atomic in object stores.
 
         Raises:
             StorageError: disk full, read-only, no permission, or what the store answered.
         """
         path = self.path(name)
+        doing = f"writing {name} ({len(data):,} bytes) of the zoo {self.url}"
         try:
-            if self.local:
-                _write_durably(path, data)
-            else:
-                self.fs.pipe_file(path, bytes(data))
-        except OSError as error:
-            raise storage_error(error, f"writing {name} ({len(data):,} bytes) of the zoo {self.url}") from error
+            with self._refusals(doing):
+                if self.local:
+                    _write_durably(path, data)
+                else:
+                    self.fs.pipe_file(path, bytes(data))
+        except FileNotFoundError as error:  # a bucket that does not exist, a folder removed meanwhile
+            raise storage_error(error, doing) from error
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
-        try:
+        with contextlib.suppress(FileNotFoundError), self._refusals(f"removing {name} of {self.url}"):
             os.unlink(self.path(name)) if self.local else self.fs.rm_file(self.path(name))
-        except FileNotFoundError:
-            pass
 
     def sweep(self) -> int:
         """Remove half-written files of processes that are gone; returns how many."""
         if not self.local:
             return 0
-        stale = [path for path in Path(self.root).rglob(f"{TEMPORARY}*") if not _alive(path.name)]
-        for path in stale:
-            path.unlink(missing_ok=True)
+        with self._refusals(f"removing half-written files of {self.url}"):
+            stale = [path for path in Path(self.root).rglob(f"{TEMPORARY}*") if not _alive(path)]
+            for path in stale:
+                path.unlink(missing_ok=True)
         return len(stale)
 
+    @contextlib.contextmanager
+    def _refusals(self, doing: str) -> Iterator[None]:
+        """Turn what disks and stores raise into StorageError; what is not there, or no file, is FileNotFoundError."""
+        try:
+            yield
+        except (ZooError, FileNotFoundError):
+            raise
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, f"{doing}: {error.strerror}") from error
+        except OSError as error:
+            raise storage_error(error, doing) from error
+        except Exception as error:
+            if self.local:
+                raise  # a bug of ours
+            raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
-def storage_error(error: OSError, doing: str) -> StorageError:
-    """The typed error for what the operating system refused, with what to do about it."""
+
+def storage_error(error: Exception, doing: str) -> StorageError:
+    """The typed error for what the operating system or a store refused, with what to do about it."""
+    number = getattr(error, "errno", None)
     advice = {
         errno.ENOSPC: "free space on that disk and run the same command again; committed shards are kept",
         errno.EDQUOT: "your quota is used up; free space and run the same command again; committed shards are kept",
         errno.EROFS: "the file system is read-only; choose a folder that can be written",
         errno.EACCES: "no permission; choose a folder that you may write",
         errno.EPERM: "no permission; choose a folder that you may write",
-    }.get(error.errno or 0, "committed shards are kept; run the same command again once the cause is gone")
-    wrapped = StorageError(f"{doing}: {error.strerror or error}; {advice}")
-    wrapped.errno = error.errno
+    }.get(number or 0, "what was committed is kept; run the same command again once the cause is gone")
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    wrapped = StorageError(f"{doing}: {said}; {advice}")
+    wrapped.errno = number
     return wrapped
 
 
-def _write_durably(path: str, data: bytes | memoryview) -> None:
+def _not_gone(error: OSError) -> None:
+    """For os.walk, which passes over all errors: a folder that cannot be read is none, one that is not there is."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _write_durably(path: str, data: bytes | bytearray) -> None:
     directory, name = os.path.split(path)
     _make_directory(directory)
-    temporary = os.path.join(directory, f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+    temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -168,7 +256,8 @@ def _write_durably(path: str, data: bytes | memoryview) -> None:
             os.close(descriptor)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            os.unlink(temporary)
         raise
     _sync_directory(directory)
 
@@ -192,12 +281,20 @@ def _sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def _alive(temporary: str) -> bool:
-    """Whether the process that is writing this temporary file still runs."""
+def _host() -> str:
+    """Which machine this is, for disks that several share: process ids mean something on one machine only."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _alive(temporary: Path) -> bool:
+    """Whether the process that is writing this temporary file may still run."""
     try:
-        os.kill(int(temporary[len(TEMPORARY) :].split("-")[0]), 0)
-    except (ValueError, ProcessLookupError):
+        host, process, _ = temporary.name[len(TEMPORARY) :].split("-", 2)
+        if host != _host():
+            return time.time() - temporary.stat().st_mtime < ABANDONED
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError, FileNotFoundError):
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True
     return True

@@ -1,12 +1,13 @@
-"""Index fragments: one Parquet file per committed shard, named by its own digest, holding the rows and the files' digests."""
+"""Index fragments: a Parquet file per committed shard, named by its digest: the rows, and digests of the files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy as np
 import polars as pl
 
 from catalog.errors import CorruptError, FormatError
-from catalog.record import FORMAT, Record
+from catalog.record import FORMAT, Record, brief, strict_json
 
-NAME = re.compile(r"index/(?P<variant>[^/]+)\.(?P<shard>\d{5,9})\.(?P<digest>[0-9a-f]{32})\.parquet")
+NAME = re.compile(r"index/(?P<variant>[^/]+)\.(?P<shard>[0-9]{5,9})\.(?P<digest>[0-9a-f]{32})\.parquet")
 ADDRESS = ("variant", "model", "checkpoint", "stored", "crc32c")
 REQUIRED = ("run", "epoch", "status", "reason")  # what the maker of a shard must give for each row
 STATUSES = ("ok", "diverged", "failed")
 KEY = "weightscape"  # in the Parquet key-value metadata
+MAX_COLUMNS = 256  # of rows, which MAX_ROWS of a shard bounds: run lengths make many rows of few bytes
+INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+PLAIN = (pl.Boolean, pl.String, pl.Binary, pl.Float32, pl.Float64, *INTEGERS)  # nested columns can hide any amount
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A committed shard: its rows, sorted by (model, checkpoint), and its files."""
+    """A committed shard: its rows, sorted by (model, checkpoint), its files, and the versions of what wrote it."""
 
     variant: str
     shard: int
@@ -67,6 +71,7 @@ def decode_fragment(record: Record, name: str, data: bytes, where: str) -> Fragm
 
     Raises:
         CorruptError: bytes that do not match the digest in the name, or a fragment of another zoo or shard.
+        FormatError: rows or files that are not those of its shard.
     """
     match = NAME.fullmatch(name)
     if not match:
@@ -76,51 +81,60 @@ def decode_fragment(record: Record, name: str, data: bytes, where: str) -> Fragm
             f"fragment {name} of {where} is damaged ({len(data):,} bytes); restore it, or remove it and build again"
         )
     try:
-        content = json.loads(pl.read_parquet_metadata(io.BytesIO(data))[KEY])
-        found = (content["zoo"], content["variant"], content["shard"])
-        files = tuple(ShardFile(f["path"], f["size"], f["sha256"]) for f in content["files"])
-        fragment = Fragment(
-            content["variant"], content["shard"], pl.read_parquet(io.BytesIO(data)), files, content["software"]
-        )
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, this weightscape reads {FORMAT}")
-    except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise FormatError(f"fragment {name} of {where} does not follow format {FORMAT}: {error!r}") from error
-    if found != (record.digest, match["variant"], int(match["shard"])):
+        content = read_content(data)
+        found = content["format"], content["zoo"], content["variant"], content["shard"]
+        files = tuple(_shard_file(entry) for entry in content["files"])
+        software = dict(content["software"])
+        if found[0] != FORMAT:
+            raise ValueError(f"format {found[0]!r}, this weightscape reads {FORMAT}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"fragment {name} of {where} does not follow format {FORMAT}: {brief(error)}") from error
+    variant, shard = match["variant"], int(match["shard"])
+    if found[1:] != (record.digest, variant, shard):
         raise CorruptError(f"fragment {name} of {where} belongs to another zoo or shard; restore the right one")
-    check_rows(record, fragment, where)
+    grid = record.variant(variant).grid
+    try:
+        rows = read_table(data, len(grid.models(shard)) * grid.shape[1])
+    except ValueError as error:
+        raise FormatError(f"fragment {name} of {where} does not follow format {FORMAT}: {brief(error)}") from error
+    fragment = Fragment(variant, shard, rows, files, software)
+    check_fragment(record, fragment, where)
     return fragment
 
 
-def check_rows(record: Record, fragment: Fragment, where: str) -> None:
+def check_fragment(record: Record, fragment: Fragment, where: str) -> None:
     """Raise FormatError unless the fragment names exactly the rows and files of its shard, in order."""
     variant = record.variant(fragment.variant)
     grid, rows = variant.grid, fragment.rows
-    problem = _shape_problem(rows, fragment.shard, grid.num_shards)
+    problem = columns_problem(rows)
     if not problem:
         models = np.array(grid.models(fragment.shard))
         expected = np.repeat(models, grid.shape[1]), np.tile(np.arange(grid.shape[1]), len(models))
+        came = rows["model"].to_numpy(), rows["checkpoint"].to_numpy()
         paths = [f"{variant.path}/{key}" for key, _ in grid.parts(fragment.shard)]
-        if len(rows) != len(expected[0]):
-            problem = f"{len(rows)} rows, expected {len(expected[0])}"
-        elif not all(
-            np.array_equal(rows[c].to_numpy(), e) for c, e in zip(("model", "checkpoint"), expected, strict=True)
-        ):
+        if not all(map(np.array_equal, came, expected)):
             problem = "rows are not those of the shard in order"
         elif set(rows["variant"].unique()) != {variant.name}:
             problem = f"rows of another variant than {variant.name}"
+        elif rows.select(pl.struct("run", "epoch").is_duplicated().any()).item():
+            problem = "a run and epoch stand twice"
         elif [f.path for f in fragment.files] != paths:
-            problem = f"files {[f.path for f in fragment.files]}, expected {paths}"
+            problem = f"files {[f.path for f in fragment.files][:3]}, expected {paths[:3]}"
     if problem:
         raise FormatError(f"fragment of shard {fragment.shard} of {fragment.variant} in {where}: {problem}")
 
 
-def _shape_problem(rows: pl.DataFrame, shard: int, num_shards: int) -> str | None:
+def columns_problem(rows: pl.DataFrame) -> str | None:
+    """What is wrong with the columns that every row has, or None."""
     missing = [name for name in (*ADDRESS, *REQUIRED) if name not in rows.columns]
     if missing:
         return f"columns {missing} are missing"
-    if not 0 <= shard < num_shards:
-        return f"shard {shard} of {num_shards}"
+    if "zoo" in rows.columns:
+        return "column zoo is there, which scan() adds"
+    if odd := [name for name, dtype in rows.schema.items() if dtype not in PLAIN]:
+        return f"column {odd[0]!r} is {rows.schema[odd[0]]}; columns are numbers, truths, text or bytes"
+    if len(rows.columns) > MAX_COLUMNS:
+        return f"{len(rows.columns)} columns, at most {MAX_COLUMNS} are read"
     types = {"variant": pl.String, "model": pl.Int64, "checkpoint": pl.Int64, "stored": pl.Boolean, "crc32c": pl.UInt32}
     types |= {"run": pl.String, "epoch": pl.Int64, "status": pl.String, "reason": pl.String}
     for name, dtype in types.items():
@@ -128,8 +142,18 @@ def _shape_problem(rows: pl.DataFrame, shard: int, num_shards: int) -> str | Non
             return f"column {name} is {rows.schema[name]}, expected {dtype}"
         if rows[name].null_count():
             return f"column {name} has nulls"
-    unknown = set(rows["status"].unique()) - set(STATUSES)
-    return f"status {sorted(unknown)}, known are {STATUSES}" if unknown else None
+    if unknown := set(rows["status"].unique()) - set(STATUSES):
+        return f"status {sorted(unknown)[:3]}, known are {STATUSES}"
+    if len(rows.filter((pl.col("status") == "ok") & ~pl.col("stored"))):
+        return "a row has status ok and no weights"
+    return None
+
+
+def _shard_file(entry: Any) -> ShardFile:
+    path, size, digest = entry["path"], entry["size"], entry["sha256"]
+    if type(path) is not str or type(size) is not int or size < 0 or type(digest) is not str:
+        raise ValueError(f"a file is a path, a size and a sha256, got {entry!r:.100}")
+    return ShardFile(path, size, digest)
 
 
 def listed(names: Sequence[str], record: Record, where: str) -> dict[tuple[str, int], str]:
@@ -145,12 +169,51 @@ def listed(names: Sequence[str], record: Record, where: str) -> dict[tuple[str, 
         if not match or match["variant"] not in record.variants:
             raise FormatError(f"{name} in {where} is not a fragment of this zoo; move it away")
         key = match["variant"], int(match["shard"])
+        if key[1] >= record.variants[key[0]].grid.num_shards or f"{key[1]:05d}" != match["shard"]:
+            raise FormatError(f"{name} in {where} names a shard that {key[0]} does not have; move it away")
         if key in found:
             raise CorruptError(
                 f"{where} has two fragments for shard {key[1]} of {key[0]}: {found[key]} and {name}; remove one"
             )
         found[key] = name
     return found
+
+
+def read_content(data: bytes) -> dict[str, Any]:
+    """Our metadata in the bytes of a Parquet file, which may come from a stranger.
+
+    Raises:
+        ValueError: it is no Parquet file of ours.
+    """
+    with _parquet_errors():
+        metadata = pl.read_parquet_metadata(io.BytesIO(data))
+    content = strict_json(metadata[KEY]) if KEY in metadata else None
+    if not isinstance(content, dict):
+        raise ValueError(f"the Parquet file has no metadata called {KEY}")
+    return content
+
+
+def read_table(data: bytes, count: int) -> pl.DataFrame:
+    """The rows of a Parquet file, which must be `count`; ValueError otherwise, before they are decoded."""
+    with _parquet_errors():
+        schema = pl.read_parquet_schema(io.BytesIO(data))
+        if odd := [name for name, dtype in schema.items() if dtype not in PLAIN]:
+            raise ValueError(f"column {odd[0]!r} is {schema[odd[0]]}; columns are numbers, truths, text or bytes")
+        if len(schema) > MAX_COLUMNS:
+            raise ValueError(f"{len(schema)} columns, at most {MAX_COLUMNS} are read")
+        found = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
+        if found != count:
+            raise ValueError(f"{found:,} rows, expected {count:,}")
+        return pl.read_parquet(io.BytesIO(data))
+
+
+@contextlib.contextmanager
+def _parquet_errors() -> Iterator[None]:
+    try:
+        yield
+    # PanicException: polars meets some malformed files with an assertion of Rust, which is no Exception in Python
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise ValueError(f"not a Parquet file: {error}") from error
 
 
 def write_parquet(rows: pl.DataFrame, metadata: dict[str, str]) -> bytes:

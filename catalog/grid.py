@@ -1,4 +1,4 @@
-"""How a variant's array is cut into chunks and shards, and the bytes of a shard (standard Zarr v3 sharding, raw chunks)."""
+"""How a variant's array is cut into chunks and shards, and the bytes of a shard (Zarr v3 sharding, raw chunks)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ CHUNK_BYTES = 1 << 20  # zarr-python costs ~0.2 ms an inner chunk, so chunks hol
 LONG_BYTES = 4 << 20  # a longer vector is split
 SHARD_BYTES = 32 << 20
 SHARD_LIMIT = 64 << 20
+MAX_ROWS = 1 << 18  # of a shard: its fragment is read whole
+MAX_FILES = 1 << 20  # of an array
+MAX_CHUNKS = 1 << 20  # of a shard file: its index is read whole
 ABSENT = 2**64 - 1  # offset and length of a chunk that lies outside the array (Zarr v3 sharding)
 STORED_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # Zarr v3 has no bfloat16: its bits as uint16
 DATA_TYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
@@ -46,6 +49,17 @@ class Grid:
             raise ValueError("a chunk holds one checkpoint, a shard all checkpoints of its models")
         if math.prod(self.chunk) * self.itemsize > 256 << 20:
             raise ValueError(f"chunk {self.chunk} is larger than 256 MiB")
+        if (rows := self.shard[0] * self.shard[1]) > MAX_ROWS:
+            raise ValueError(f"a shard has at most {MAX_ROWS:,} rows, {self.shard} has {rows:,}")
+        # these bound what a reader of a hostile zoo.json would list or allocate
+        if (files := self.num_shards * self.num_parts) > MAX_FILES:
+            raise ValueError(
+                f"an array has at most {MAX_FILES:,} shard files, {self.shape} in {self.shard} has {files:,}"
+            )
+        if (chunks := math.prod(self.chunks_per_shard)) > MAX_CHUNKS:
+            raise ValueError(
+                f"a shard file has at most {MAX_CHUNKS:,} chunks, {self.shard} of {self.chunk} has {chunks:,}"
+            )
 
     @property
     def itemsize(self) -> int:
@@ -55,6 +69,11 @@ class Grid:
     def num_shards(self) -> int:
         return -(-self.shape[0] // self.shard[0])
 
+    @property
+    def num_parts(self) -> int:
+        """Files of a shard."""
+        return -(-self.shape[2] // self.shard[2])
+
     def models(self, shard: int) -> range:
         """The models (positions on the first axis) of a shard."""
         start = shard * self.shard[0]
@@ -62,7 +81,7 @@ class Grid:
 
     def parts(self, shard: int) -> Iterator[tuple[str, slice]]:
         """Zarr key of each file of a shard, and the part of the vector it holds."""
-        for part in range(-(-self.shape[2] // self.shard[2])):
+        for part in range(self.num_parts):
             start = part * self.shard[2]
             yield f"c/{shard}/0/{part}", slice(start, min(start + self.shard[2], self.shape[2]))
 
@@ -73,7 +92,7 @@ class Grid:
 
 
 def make_grid(models: int, checkpoints: int, size: int, dtype: str = "float32") -> Grid:
-    """Cut an array by bytes: 1 MiB chunks of at most 64 models, 32 MiB shards, at least eight shards where models allow.
+    """Cut an array by bytes: chunks of 1 MiB and at most 64 models, shards of 32 MiB, eight of them where models allow.
 
     A function of its arguments only, so that every machine cuts a spec the same way.
 
@@ -82,13 +101,18 @@ def make_grid(models: int, checkpoints: int, size: int, dtype: str = "float32") 
     >>> make_grid(1, 4, 178_585_866).chunk
     (1, 1, 1048576)
     """
+    if dtype not in STORED_AS:
+        raise ValueError(f"dtype must be one of {', '.join(STORED_AS)}, got {dtype!r}")
+    if min(models, checkpoints, size) < 1:
+        raise ValueError(f"expected at least one model, checkpoint and weight, got {(models, checkpoints, size)}")
     itemsize = np.dtype(STORED_AS[dtype]).itemsize
     lineage = size * checkpoints * itemsize  # bytes of one model with all its checkpoints
     if lineage > SHARD_LIMIT:
         part = min(size, LONG_BYTES // itemsize, max(SHARD_BYTES // (checkpoints * itemsize), 1))
         long = min(max(SHARD_BYTES // (checkpoints * part * itemsize), 1), -(-size // part)) * part
         return Grid((models, checkpoints, size), (1, 1, part), (1, checkpoints, long), dtype)
-    shards = -(-models // min(max(SHARD_BYTES // lineage, 1), max(-(-models // 8), 16)))
+    most = max(min(SHARD_BYTES // lineage, MAX_ROWS // (2 * checkpoints)), 1)  # 2: rounding up to whole chunks
+    shards = -(-models // min(most, max(-(-models // 8), 16)))
     per_shard = -(-models // shards)
     together = min(max(CHUNK_BYTES // (size * itemsize), 1), 64)
     together = -(-per_shard // -(-per_shard // together))  # as even as it goes
@@ -157,10 +181,10 @@ def checksum(data: bytes | memoryview) -> int:
 
 def to_stored(weights: np.ndarray, dtype: str) -> np.ndarray:
     """Cast floats to the stored type; bfloat16 rounds to nearest even and comes as uint16. NaN stays NaN."""
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):  # an overflow becomes inf, which `write_shard` refuses
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes inf, which `write_shard` refuses
+        if dtype != "bfloat16":
             return np.asarray(weights, STORED_AS[dtype])
-    bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
+        bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype("<u2")
     return np.where(np.isnan(weights), np.uint16(BFLOAT16_NAN), rounded)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from weightspace.layout import Layout
 
 FORMAT = 1
 LIMIT = 64 << 20  # bytes of a zoo.json; a layout costs ~100 bytes a tensor
+DEPTH = 64  # of nested lists and objects; a spec has five
+MAX_SHARDS = 1 << 20  # of a zoo, whose fragments all lie in one folder
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,98}")
 
 
@@ -32,12 +35,14 @@ class Variant:
     grid: Grid
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name) or self.name == "zarr.json":  # a file beside the arrays is called so
             raise ValueError(
                 f"variant name must be lower-case letters, digits, '.', '_', '-' (at most 99), got {self.name!r}"
             )
         if self.layout.size != self.grid.shape[2]:
             raise ValueError(f"layout of {self.name} holds {self.layout.size} weights, its array {self.grid.shape[2]}")
+        if not isinstance(self.architecture, Mapping):
+            raise ValueError(f"architecture of {self.name} must be an object, got {type(self.architecture).__name__}")
 
     @property
     def path(self) -> str:
@@ -64,8 +69,13 @@ class Record:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or len(self.name) > 200:
             raise ValueError(f"a zoo's name is 1 to 200 printable characters, got {self.name!r}")
+        for what, content in (("spec", self.spec), ("info", self.info)):
+            if not isinstance(content, Mapping):
+                raise ValueError(f"{what} must be an object, got {type(content).__name__}")
         if not self.variants:
             raise ValueError("a zoo has at least one variant")
+        if (count := sum(variant.grid.num_shards for variant in self.variants.values())) > MAX_SHARDS:
+            raise ValueError(f"a zoo has at most {MAX_SHARDS:,} shards, this one {count:,}")
         for variant in self.variants.values():
             if variant.grid.dtype != self.dtype:
                 raise ValueError(f"variant {variant.name} is {variant.grid.dtype}, the zoo {self.dtype}")
@@ -125,10 +135,10 @@ def decode(data: bytes, where: str) -> Record:
             f"zoo.json of {where} is damaged: its bytes do not match its own sha256; restore it from a copy"
         )
     try:
-        content = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        content = strict_json(data)
+    except ValueError as error:
         raise FormatError(f"zoo.json of {where} is not the JSON of a zoo: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
         _refuse_other_format(data, where)
         raise FormatError(f"zoo.json of {where} names no format")
     try:
@@ -142,12 +152,18 @@ def decode(data: bytes, where: str) -> Record:
             content["name"], content["spec"], by_name, dtype, content["info"], hashlib.sha256(body).hexdigest()
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"zoo.json of {where} does not follow format {FORMAT}: {error!r}") from error
+        raise FormatError(f"zoo.json of {where} does not follow format {FORMAT}: {brief(error)}") from error
 
 
 def _variant(entry: Mapping[str, Any], dtype: str) -> Variant:
     grid = Grid(tuple(entry["shape"]), tuple(entry["chunk"]), tuple(entry["shard"]), dtype)
     return Variant(entry["name"], entry["architecture"], Layout.from_json(entry["layout"]), grid)
+
+
+def brief(error: Exception) -> str:
+    """What is wrong, cut short: it may quote a hostile file."""
+    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _tail(body: bytes) -> bytes:
@@ -158,15 +174,47 @@ def _refuse_other_format(data: bytes, where: str) -> None:
     found = re.match(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*,', data)
     if found and int(found[1]) != FORMAT:
         raise FormatError(
-            f"{where} is a zoo of format {int(found[1])}; this weightscape reads format {FORMAT}: install a newer weightscape"
+            f"{where} is a zoo of format {int(found[1])}; this weightscape reads format {FORMAT}: "
+            "install a newer weightscape"
         )
+
+
+def strict_json(data: bytes | str) -> Any:
+    """JSON without what its readers disagree about: UTF-8 and no mark, each key once, finite numbers, few levels.
+
+    Raises:
+        ValueError: saying which of these it is not.
+    """
+    text = data.decode() if isinstance(data, bytes) else data  # json.loads would guess among eight encodings
+    try:
+        content = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite_float
+        )
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deeply") from error
+    level, depth = [content], 0
+    while level:
+        if depth > DEPTH:
+            raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
+        inside = [list(item.values()) if isinstance(item, dict) else item for item in level]
+        level = [item for items in inside if isinstance(items, list) for item in items]
+        depth += 1
+    return content
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError(f"a key stands twice among {[key for key, _ in pairs]}")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice")
     return content
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:80]} is too large for a float")
+    return number
 
 
 def _no_constant(text: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from catalog.errors import CorruptError, MissingDataError
 from catalog.folder import Folder
 from catalog.fragments import Fragment
-from catalog.grid import ABSENT, STORED_AS, Grid, checksum
+from catalog.grid import ABSENT, STORED_AS, Grid, checksum, from_stored
 from catalog.record import Variant
 
 COALESCE = 64 << 20  # adjacent chunks are read together up to this many bytes
@@ -47,15 +49,17 @@ def read_rows(
         except FileNotFoundError as error:
             raise MissingDataError(f"{where}: {file.path} is not there; restore it from a copy") from error
     for row, expected in zip(at.tolist(), crc.tolist(), strict=True):
-        if checksum(memoryview(out[row]).cast("B")) != expected:
+        if checksum(out[row].tobytes()) != expected:
             raise CorruptError(
                 f"{where}: the weights are not those committed (another shard's file?); restore it from a copy"
             )
+        if not np.isfinite(from_stored(out[row], grid.dtype)).all():  # no writer of ours commits such a row
+            raise CorruptError(f"{where}: a row said to hold weights holds NaN or infinity; build the zoo again")
 
 
 def _read_index(folder: Folder, path: str, size: int, grid: Grid, where: str) -> np.ndarray:
     """The shard index, (chunks..., offset and length), checked to describe raw chunks that lie inside the file."""
-    length = int(np.prod(grid.chunks_per_shard)) * 16 + 4
+    length = math.prod(grid.chunks_per_shard) * 16 + 4
     if size < length:
         raise CorruptError(f"{where}: {path} has {size:,} bytes, too few for its index of {length:,}")
     (tail,) = folder.read_ranges(path, [(size - length, size)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from catalog.errors import CorruptError, MissingDataError, NotAZooError, QueryEr
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.grid import STORED_AS, from_stored
-from catalog.record import Record, Variant, decode
-from catalog.table import cached_table, concat_rows, missing_column
+from catalog.record import LIMIT, Record, Variant, decode
+from catalog.table import cached_table, fragment_rows, missing_column, with_status
 from weightspace.layout import Layout
 
+ADDRESS = ("variant", "model", "checkpoint")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -60,17 +62,19 @@ class Zoo:
 
     def fragment(self, name: str) -> Fragment:
         """A verified fragment. A committed fragment never changes, so the last few hundred are kept."""
-        if name not in self._fragments:
+        fragment = self._fragments.pop(name, None)
+        if fragment is None:
             try:
                 data = self.folder.read(name)
             except FileNotFoundError as error:
                 raise MissingDataError(
                     f"fragment {name} of {self.url} is not there; restore it or build again"
                 ) from error
-            self._fragments[name] = decode_fragment(self.record, name, data, self.url)
-            while len(self._fragments) > 512:
-                self._fragments.popitem(last=False)
-        return self._fragments[name]
+            fragment = decode_fragment(self.record, name, data, self.url)
+        self._fragments[name] = fragment  # put back at the end: the first is the one not used for longest
+        while len(self._fragments) > 512:
+            self._fragments.popitem(last=False)
+        return fragment
 
     def table(self) -> pl.DataFrame:
         """All committed rows, whatever their status, in the order (variant, model, checkpoint).
@@ -80,14 +84,12 @@ class Zoo:
         committed = self.committed()
         rows = cached_table(self.folder, self.record, committed)
         if rows is None:
-            order = [committed[key] for key in self.record.shards if key in committed]
-            rows = concat_rows([self.fragment(name).rows for name in order])
+            rows = fragment_rows(self, committed)
         return rows.select(pl.lit(self.name).alias("zoo"), pl.all())
 
     def scan(self, status: str | None = "ok") -> pl.LazyFrame:
         """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too."""
-        rows = self.table().lazy()
-        return rows if status is None else rows.filter(pl.col("status") == status)
+        return with_status(self.table().lazy(), status)
 
     def read(
         self,
@@ -102,7 +104,7 @@ class Zoo:
             rows: rows of `scan()`; columns variant, model and checkpoint say which. One variant.
             tensors: names to read, None for the whole vector; they come in layout order (`layout.select(tensors)`).
             dtype: float32, float64, float16 or (with torch) bfloat16; None for the stored one, with bfloat16 widened
-                exactly to float32 in numpy.
+                exactly to float32 in numpy. Weights that pass the range of the type are an error.
             torch: a torch tensor instead of a numpy array.
 
         Returns:
@@ -112,17 +114,15 @@ class Zoo:
             MissingDataError: rows that hold no weights (diverged runs), or files that are gone.
             CorruptError: bytes that are not those committed. Weights are never zeros or NaN in their place.
             QueryError: rows of several variants, or that this zoo does not have.
+            UnknownNameError: a tensor the layout does not have, listing those it has.
         """
-        address = _address(rows)
+        address = _address(rows, self.name)
         variant = self._one_variant(address)
         kind = dtype or (self.record.dtype if torch else _numpy_dtype(self.record.dtype))
         if kind not in DTYPES or (kind == "bfloat16" and not torch):
             known = DTYPES if torch else DTYPES[:3]
             raise QueryError(f"dtype must be one of {', '.join(known)}, got {kind!r} (bfloat16 needs torch=True)")
-        try:
-            columns = None if tensors is None else variant.layout.indices(list(tensors))
-        except KeyError as error:
-            raise unknown_name("tensor", error.args[0], variant.layout.names) from error
+        columns = None if tensors is None else variant.layout.indices(_tensor_names(tensors, variant.layout))
         models, checkpoints = (address[name].to_numpy() for name in ("model", "checkpoint"))
         stored = self._stored(variant, models, checkpoints)
         if columns is not None:
@@ -130,12 +130,17 @@ class Zoo:
         return _as(stored, self.record.dtype, kind, torch)
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
-        """One model's tensors by name, each in its own dtype; what `module.load_state_dict` takes with torch=True."""
-        rows = row if isinstance(row, pl.DataFrame) else pl.DataFrame([dict(row)])
-        if len(rows) != 1:
-            raise QueryError(f"expected one row, got {len(rows)}")
-        weights = self.read(rows, torch=torch)[0]
-        return self.record.variant(rows["variant"][0]).layout.unflatten(weights, cast=True)
+        """One model's tensors by name, each in its own dtype; what `module.load_state_dict` takes with torch=True.
+
+        numpy has no bfloat16: such tensors come as float32 there, which holds them exactly.
+        """
+        columns = one_row(row)
+        weights = self.read(address_of(columns), torch=torch)[0]
+        layout = self.record.variant(columns["variant"]).layout
+        if not torch:
+            layout = replace(layout, dtypes=tuple("float32" if d == "bfloat16" else d for d in layout.dtypes))
+        tensors: dict[str, Any] = layout.unflatten(weights, cast=True)
+        return tensors
 
     def export(self, row: Mapping[str, Any] | pl.DataFrame, path: str | os.PathLike[str]) -> None:
         """Write one model as a safetensors file, with the row's columns as its metadata."""
@@ -161,7 +166,8 @@ class Zoo:
         if bad.any():
             at = int(np.argmax(bad))
             raise QueryError(
-                f"row {at} asks for model {models[at]}, checkpoint {checkpoints[at]}; {variant.name} in {self.url} has {grid.shape[:2]}"
+                f"row {at} asks for model {models[at]}, checkpoint {checkpoints[at]}; {variant.name} in {self.url} has "
+                f"{grid.shape[0]} models of {grid.shape[1]} checkpoints"
             )
         out = np.empty((len(models), grid.shape[2]), STORED_AS[grid.dtype])
         committed = self.committed()
@@ -179,7 +185,8 @@ class Zoo:
                 at = int(np.argmin(stored))
                 row = fragment.rows.row(int(position[0][at] * grid.shape[1] + position[1][at]), named=True)
                 raise MissingDataError(
-                    f"run {row['run']} has no weights at epoch {row['epoch']} ({row['status']}: {row['reason']}); filter by stored"
+                    f"run {row['run']} in shard {shard} of {variant.name} in {self.url} has no weights at epoch "
+                    f"{row['epoch']} ({row['status']}: {row['reason']}); filter by stored"
                 )
             crc = fragment.column("crc32c", grid.shape[1])[position]
             try:
@@ -203,25 +210,22 @@ class Zoos:
     def read(self, rows: pl.DataFrame | pl.LazyFrame, tensors: Iterable[str] | None = None, **options: Any) -> Any:
         """As `Zoo.read`; the rows may come from several zoos whose variants share a layout."""
         table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
-        self._known(table)
+        if "zoo" not in table.columns:
+            raise missing_column("zoo", table.columns)
+        if not len(table):
+            raise QueryError("no rows: the query matched none")
         names = table["zoo"].unique(maintain_order=True).to_list()
         layouts = {self._layout(table, name).fingerprint for name in names}
         if len(layouts) > 1:
             raise QueryError(f"rows of zoos {names} have {len(layouts)} different layouts; read each zoo's rows alone")
         names_wanted = None if tensors is None else list(tensors)
-        indexed = table.with_row_index("_position")
         parts = []
         for name in names:
-            mine = indexed.filter(pl.col("zoo") == name)
-            parts.append((mine["_position"].to_numpy(), self.members[name].read(mine, names_wanted, **options)))
-        first = parts[0][1]
-        whole = (
-            first.new_empty((len(table), first.shape[1]))
-            if options.get("torch")
-            else np.empty((len(table), first.shape[1]), first.dtype)
-        )
+            position = np.flatnonzero((table["zoo"] == name).to_numpy())
+            parts.append((position, self.members[name].read(table[position], names_wanted, **options)))
+        whole = _empty_like([weights for _, weights in parts], len(table))
         for position, weights in parts:
-            whole[position] = weights
+            whole[position] = weights if isinstance(weights, np.ndarray) else weights.to(whole.dtype)
         return whole
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
@@ -233,22 +237,19 @@ class Zoos:
         self._of(row).export(row, path)
 
     def _of(self, row: Mapping[str, Any] | pl.DataFrame) -> Zoo:
-        table = row if isinstance(row, pl.DataFrame) else pl.DataFrame([dict(row)])
-        self._known(table)
-        return self.members[table["zoo"][0]]
+        columns = one_row(row)
+        if "zoo" not in columns:
+            raise missing_column("zoo", columns)
+        return self._member(columns["zoo"])
 
-    def _known(self, table: pl.DataFrame) -> None:
-        if "zoo" not in table.columns:
-            raise missing_column("zoo", table.columns)
-        for name in table["zoo"].unique():
-            if name not in self.members:
-                raise unknown_name("zoo", name, self.members)
-        if not len(table):
-            raise QueryError("no rows: the query matched none")
+    def _member(self, name: str) -> Zoo:
+        if name not in self.members:
+            raise unknown_name("zoo", name, self.members)
+        return self.members[name]
 
     def _layout(self, table: pl.DataFrame, name: str) -> Layout:
-        zoo = self.members[name]
-        return zoo._one_variant(_address(table.filter(pl.col("zoo") == name))).layout
+        zoo = self._member(name)
+        return zoo._one_variant(_address(table.filter(pl.col("zoo") == name), name)).layout
 
 
 def open_zoo(url: str | os.PathLike[str], **storage_options: Any) -> Zoo:
@@ -260,8 +261,8 @@ def open_zoo(url: str | os.PathLike[str], **storage_options: Any) -> Zoo:
     """
     folder = Folder.at(url, **storage_options)
     try:
-        data = folder.read("zoo.json")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        data = folder.read("zoo.json", LIMIT)
+    except FileNotFoundError as error:
         raise NotAZooError(
             f"{folder.url} is no zoo: it has no zoo.json; `weightscape build PRESET {folder.url}` makes one"
         ) from error
@@ -272,7 +273,7 @@ def open_all(
     urls: Iterable[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]], **storage_options: Any
 ) -> Zoos:
     """Open several zoos as one table; a mapping gives them other names than their own."""
-    if isinstance(urls, Mapping):
+    if isinstance(urls, Mapping) and urls:
         return Zoos({name: _renamed(open_zoo(url, **storage_options), name) for name, url in urls.items()})
     zoos = [open_zoo(url, **storage_options) for url in urls]
     names = [zoo.name for zoo in zoos]
@@ -289,16 +290,51 @@ def _renamed(zoo: Zoo, name: str) -> Zoo:
     return Zoo(zoo.folder, Record(name, record.spec, record.variants, record.dtype, record.info, record.digest))
 
 
-def _address(rows: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
+def one_row(row: Mapping[str, Any] | pl.DataFrame) -> dict[str, Any]:
+    """The columns of a single row of `scan()`."""
+    if isinstance(row, pl.DataFrame):
+        if len(row) != 1:
+            raise QueryError(f"expected one row, got {len(row)}; choose one, as in rows[0]")
+        return row.row(0, named=True)
+    if not isinstance(row, Mapping):
+        raise QueryError(f"a row is a DataFrame of one row or a mapping of its columns, got {type(row).__name__}")
+    return dict(row)
+
+
+def address_of(columns: Mapping[str, Any]) -> pl.DataFrame:
+    """What `read` needs of one row's columns."""
+    return pl.DataFrame({name: [columns[name]] for name in ("zoo", *ADDRESS) if name in columns}, strict=False)
+
+
+def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
+    """variant, model and checkpoint of each row, after a look at whether they can be rows of this zoo."""
     if not isinstance(rows, pl.DataFrame | pl.LazyFrame):
         raise QueryError(f"rows must be a polars DataFrame or LazyFrame of scan(), got {type(rows).__name__}")
     table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
-    for name in ("variant", "model", "checkpoint"):
+    for name in ADDRESS:
         if name not in table.columns:
             raise missing_column(name, table.columns)
     if not len(table):
         raise QueryError("no rows: the query matched none")
-    return table.select("variant", "model", "checkpoint")
+    if "zoo" in table.columns and (others := set(table["zoo"].unique()) - {zoo}):
+        raise QueryError(
+            f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"
+        )
+    address = table.select(ADDRESS)
+    if address.null_count().sum_horizontal().item():
+        raise QueryError(f"columns {', '.join(ADDRESS)} say which weights to read, and some are null")
+    try:
+        return address.cast(dict(zip(ADDRESS, (pl.String, pl.Int64, pl.Int64), strict=True)))
+    except pl.exceptions.PolarsError as error:
+        raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
+
+
+def _tensor_names(tensors: Iterable[str], layout: Layout) -> list[str]:
+    names = [tensors] if isinstance(tensors, str) else list(tensors)
+    for name in names:
+        if name not in layout:
+            raise unknown_name("tensor", name, (*layout.names, *(alias for alias, _ in layout.aliases)))
+    return names
 
 
 def _numpy_dtype(stored: str) -> str:
@@ -306,15 +342,34 @@ def _numpy_dtype(stored: str) -> str:
 
 
 def _as(stored: np.ndarray, dtype: str, wanted: str, torch: bool) -> Any:
+    """Stored values as floats of the type wanted, of numpy or torch."""
+    out_of_range = QueryError(f"some of these weights pass the range of {wanted}; read them as {_numpy_dtype(dtype)}")
     if not torch:
-        return from_stored(stored, dtype).astype(wanted, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                return from_stored(stored, dtype).astype(wanted, copy=False)
+        except FloatingPointError as error:
+            raise out_of_range from error
     import torch as library
 
     if dtype == "bfloat16":
         tensor = library.from_numpy(stored.view(np.int16)).view(library.bfloat16)
     else:
         tensor = library.from_numpy(stored)
-    return tensor.to(getattr(library, wanted))
+    converted = tensor.to(getattr(library, wanted))
+    if wanted in ("float16", "bfloat16") and wanted != dtype and not library.isfinite(converted).all():
+        raise out_of_range
+    return converted
+
+
+def _empty_like(parts: Sequence[Any], rows: int) -> Any:
+    """An array (rows, size) of a type that holds all parts exactly: zoos may be stored in different ones."""
+    if isinstance(parts[0], np.ndarray):
+        return np.empty((rows, parts[0].shape[1]), np.result_type(*(part.dtype for part in parts)))
+    import torch
+
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    return torch.empty((rows, parts[0].shape[1]), dtype=dtype)
 
 
 def _few(names: list[str]) -> str:

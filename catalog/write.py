@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import polars as pl
 
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
-from catalog.fragments import Fragment, ShardFile, check_rows, encode_fragment
+from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
 from catalog.grid import checksum, encode_shard, from_stored, make_grid, to_stored
-from catalog.record import Record, Variant, decode
+from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
 from weightspace.layout import Layout
 
@@ -48,21 +48,23 @@ def create(
         FormatError: the folder holds other files.
         StorageError: the disk refused.
     """
-    by_name = {variant.name: variant for variant in variants}
-    dtypes = {variant.grid.dtype for variant in by_name.values()}
+    listed = list(variants)
+    by_name = {variant.name: variant for variant in listed}
+    if len(by_name) != len(listed):
+        raise ValueError(f"variants need distinct names, got {[variant.name for variant in listed]}")
+    dtypes = {variant.grid.dtype for variant in listed}
     if len(dtypes) != 1:
         raise ValueError(f"the variants of a zoo share one dtype and there is at least one, got {sorted(dtypes)}")
     data = Record(name, dict(spec or {}), by_name, dtypes.pop(), dict(info or {})).encode()
     folder = Folder.at(url, **storage_options)
     record = decode(data, folder.url)
+    if folder.local and (file := _file_in_the_way(folder.root)):
+        raise FormatError(f"{folder.url} cannot be a folder, {file} is a file; choose another folder")
     try:
-        found = folder.read("zoo.json")
-    except NotADirectoryError as error:
-        raise FormatError(f"{folder.url} lies below a file; choose another folder") from error
+        found = folder.read("zoo.json", LIMIT)
     except FileNotFoundError as error:
-        others = [file for file in folder.files() if file != "zoo.json"][:3]
-        if others or (folder.local and os.path.isfile(folder.root)):
-            raise FormatError(f"{folder.url} is no zoo and not empty ({others}); choose another folder") from error
+        if others := folder.files():
+            raise FormatError(f"{folder.url} is no zoo and not empty ({others[:3]}); choose another folder") from error
         folder.write("zoo.json", data)
     else:
         if found != data:
@@ -84,18 +86,27 @@ def write_shard(
         rows: one a (model, checkpoint) in that order, with run, epoch, status, reason, stored and any columns.
         software: versions of what made the weights, kept in the fragment.
 
+    Writing a committed shard again is allowed with the same content, and mends files that were lost or damaged.
+
     Raises:
-        ValueError: wrong shape, or weights to store that are not finite in the stored type.
+        ValueError: wrong shape or rows, weights to store that are not finite in the stored type, or a shard that is
+            committed with another content. Nothing is written.
         StorageError: the disk refused; nothing is committed.
     """
     entry = zoo.record.variant(variant)
     grid = entry.grid
+    if not 0 <= shard < grid.num_shards:
+        raise ValueError(f"{variant} has shards 0 to {grid.num_shards - 1}, got {shard}")
     models = grid.models(shard)
     expected = (len(models), *grid.shape[1:])
     if weights.shape != expected:
         raise ValueError(f"shard {shard} of {variant} holds weights {expected}, got {weights.shape}")
     if len(rows) != expected[0] * expected[1]:
         raise ValueError(f"shard {shard} of {variant} has {expected[0] * expected[1]} rows, got {len(rows)}")
+    if missing := [name for name in (*REQUIRED, "stored") if name not in rows.columns]:
+        raise ValueError(f"rows of a shard need the columns {missing}, got {rows.columns}")
+    if rows.schema["stored"] != pl.Boolean or rows["stored"].null_count():
+        raise ValueError(f"column stored must be true or false, got {rows.schema['stored']}")
     keep = rows["stored"].to_numpy().reshape(expected[:2])
     stored = to_stored(np.where(keep[..., None], weights, np.nan), grid.dtype)
     finite = np.isfinite(from_stored(stored, grid.dtype)).all(-1)
@@ -104,44 +115,68 @@ def write_shard(
         raise ValueError(
             f"model {model}, checkpoint {checkpoint} of shard {shard} of {variant} is not finite as {grid.dtype}"
         )
-    files = []
-    for key, part in grid.parts(shard):
-        data = encode_shard(grid, stored[:, :, part])
-        path = f"{entry.path}/{key}"
-        zoo.folder.write(path, data)
-        files.append(ShardFile(path, len(data), hashlib.sha256(data).hexdigest()))
     flat = np.ascontiguousarray(stored).reshape(len(rows), -1)
     address = pl.DataFrame(
         {
             "variant": [variant] * len(rows),
             "model": np.repeat(np.array(models, np.int64), grid.shape[1]),
             "checkpoint": np.tile(np.arange(grid.shape[1], dtype=np.int64), len(models)),
-            "crc32c": np.array([checksum(memoryview(row).cast("B")) for row in flat], np.uint32),
+            "crc32c": np.array([checksum(row.tobytes()) for row in flat], np.uint32),
         }
     )
-    fragment = Fragment(
-        variant,
-        shard,
-        pl.concat([address, rows.drop(address.columns, strict=False)], how="horizontal"),
-        tuple(files),
-        software,
-    )
-    check_rows(zoo.record, fragment, zoo.url)
-    zoo.folder.write(*encode_fragment(zoo.record, fragment))
+    table = pl.concat([address, rows.drop(address.columns, strict=False)], how="horizontal")
+
+    def parts() -> Iterator[tuple[ShardFile, bytearray]]:  # one at a time: long vectors have many of 64 MiB
+        for key, part in grid.parts(shard):
+            data = encode_shard(grid, stored[:, :, part])
+            yield ShardFile(f"{entry.path}/{key}", len(data), hashlib.sha256(data).hexdigest()), data
+
+    def fragment(files: Iterable[ShardFile]) -> Fragment:
+        return Fragment(variant, shard, table, tuple(files), software)
+
+    planned = [ShardFile(f"{entry.path}/{key}", 0, "") for key, _ in grid.parts(shard)]
+    check_fragment(zoo.record, fragment(planned), zoo.url)  # before anything is written
+    if committed := zoo.committed().get((variant, shard)):
+        name, _ = encode_fragment(zoo.record, fragment(file for file, _ in parts()))
+        if name != committed:
+            raise ValueError(
+                f"shard {shard} of {variant} in {zoo.url} is committed with another content ({committed}), and what is "
+                "committed never changes; write another zoo"
+            )
+    files = []
+    for file, data in parts():
+        zoo.folder.write(file.path, data)
+        files.append(file)
+    zoo.folder.write(*encode_fragment(zoo.record, fragment(files)))
+
+
+def _file_in_the_way(root: str) -> str | None:
+    """The file that stands where the folder `root` or one above it should be."""
+    path = root
+    while path != os.path.dirname(path):
+        if os.path.isfile(path):
+            return path
+        path = os.path.dirname(path)
+    return None
 
 
 def _difference(wanted: Record, found: Record, where: str) -> str:
     """What to say of a zoo that is there already with another content."""
 
     def flat(record: Record) -> dict[str, str]:
-        content = {"name": record.name, "dtype": record.dtype, "variants": sorted(record.variants)}
+        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype, "variants": list(record.variants)}
+        for name, variant in record.variants.items():
+            content[f"{name}.architecture"] = dict(variant.architecture)
+            content[f"{name}.shape"] = variant.grid.shape
         content |= {f"spec.{key}": value for key, value in record.spec.items()}
         content |= {f"info.{key}": value for key, value in record.info.items()}
         return {key: json.dumps(value) for key, value in content.items()}
 
     new, old = flat(wanted), flat(found)
     changed = [
-        f"{key}: there {old.get(key)}, asked {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
+        f"{key}: there {old.get(key, 'nothing'):.80}, asked {new.get(key, 'nothing'):.80}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
     ]
     what = "; ".join(changed[:6]) or "the layouts or chunks differ"
     return f"{where} holds a zoo of another spec ({what}); choose another folder, or build with the spec it has"

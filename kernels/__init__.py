@@ -1,1 +1,1 @@
-"""Tensor functions with a fast implementation beside a plain-torch reference. Kept light: transformers probes this import name."""
+"""Tensor functions, a fast one beside a plain-torch reference. Kept light: transformers probes this import name."""

@@ -1,7 +1,7 @@
 """Optimisers of a population: one update for all models, each with its own hyperparameters and its own turn.
 
 State and parameters are (models, size); hyperparameters (models, 1). A model whose turn it is not keeps parameters and
-state. One model alone does exactly what `torch.optim` does (same formulas, same order of operations).
+state. Formulas and order of operations are those of `torch.optim`: the same numbers, up to rounding.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def sgd(parameters: Tensor, gradients: Tensor, state: dict[str, Tensor], hyper: 
 
 
 def adamw(parameters: Tensor, gradients: Tensor, state: dict[str, Tensor], hyper: Mapping[str, Tensor]) -> None:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2, as in torch.optim.AdamW): decay is decoupled and scaled by the rate."""
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2, as in torch.optim.AdamW): decoupled decay, scaled by the rate."""
     state["steps"] += 1
     rate, beta1, beta2 = (hyper[name] for name in ("learning_rate", "momentum", "beta2"))
     parameters.mul_(1 - rate * hyper["weight_decay"])

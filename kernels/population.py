@@ -1,7 +1,8 @@
 """A population of networks as one batch, in plain torch: the definition that faster implementations are compared with.
 
-Weights of all models are stacked, (models, *shape) a tensor. A module that is a Sequential of the layers below runs as
-batched matrix products and grouped convolutions; any other module runs under vmap. Both give the same numbers.
+Weights of all models are stacked, (models, *shape) a tensor. A module that is a Sequential of the layers below, in the
+order of a usual network, runs as batched matrix products and grouped convolutions; any other module runs under vmap.
+Both give the same numbers, up to rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +78,7 @@ def forward(
 
     Args:
         module: one network; only its structure is used, it may be on the meta device.
-        tensors: name -> (models, *shape), parameters and buffers. BatchNorm statistics are updated in place when training.
+        tensors: name -> (models, *shape), parameters and buffers. In training BatchNorm statistics change in place.
         x: inputs, (models, batch, ...), or (batch, ...) when `shared` by all models.
         training: BatchNorm uses the batch's statistics.
         noise: dropout streams; None for no dropout.
@@ -84,9 +86,40 @@ def forward(
     Returns:
         (models, batch, outputs).
     """
-    batched = isinstance(module, nn.Sequential) and all(_supported(layer) for layer in module)
-    run = forward_batched if batched else forward_vmap
-    return run(module, tensors, x, shared=shared, training=training, noise=noise)  # type: ignore[operator]  # same signature
+    return forward_of(module)(module, tensors, x, shared=shared, training=training, noise=noise)
+
+
+class Forward(Protocol):
+    """What `forward`, `forward_batched` and `forward_vmap` are."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        tensors: Mapping[str, Tensor],
+        x: Tensor,
+        *,
+        shared: bool = ...,
+        training: bool = ...,
+        noise: Noise | None = ...,
+    ) -> Tensor: ...
+
+
+def forward_of(module: nn.Module) -> Forward:
+    """Which way `forward` takes; who calls it many times asks once.
+
+    Batched are linear layers, behind one Flatten if there are images, and before it convolutions, norms and pooling.
+    """
+    if type(module) is not nn.Sequential:
+        return forward_vmap
+    layers = list(module)
+    ends = [number for number, layer in enumerate(layers) if isinstance(layer, nn.Flatten)]
+    before, after = (layers[: ends[0]], layers[ends[0] :]) if ends else ([], layers)
+    batched = (
+        all(_is_on_images(layer) for layer in before)
+        and all(_is_on_vectors(layer) for layer in after)
+        and (not before or isinstance(before[0], nn.Conv2d))
+    )
+    return forward_batched if batched else forward_vmap
 
 
 def forward_vmap(
@@ -101,8 +134,8 @@ def forward_vmap(
     """`forward` of any module by torch.func.vmap.
 
     Raises:
-        ValueError: BatchNorm in training (its statistics cannot be updated under vmap) or `nn.Dropout` (its masks would
-            not be reproducible; use `kernels.population.Dropout`).
+        ValueError: in training, BatchNorm (its statistics cannot be updated under vmap) or dropout of torch (its masks
+            would not be reproducible; use `kernels.population.Dropout`).
     """
     if training:
         _refuse_in_vmap(module)
@@ -127,7 +160,7 @@ def forward_vmap(
 
 
 def forward_batched(
-    module: nn.Sequential,
+    module: nn.Module,
     tensors: Mapping[str, Tensor],
     x: Tensor,
     *,
@@ -135,20 +168,22 @@ def forward_batched(
     training: bool = False,
     noise: Noise | None = None,
 ) -> Tensor:
-    """`forward` of a Sequential, layer by layer.
+    """`forward` of a Sequential that `forward_of` finds fit, layer by layer.
 
     Vectors travel as (models, batch, features), images as (batch, models * channels, height, width), so that a
     convolution of all models is one grouped convolution.
     """
     models = len(next(iter(tensors.values())))
-    images = any(isinstance(layer, nn.Conv2d) for layer in module)
+    layers = dict(module.named_modules(remove_duplicate=False))  # a layer may stand in several places
+    layers.pop("")
+    images = any(isinstance(layer, nn.Conv2d) for layer in layers.values())
     if images and not shared:
         x = x.transpose(0, 1).flatten(1, 2)
-    for name, layer in module.named_children():
+    for name, layer in layers.items():
         if isinstance(layer, nn.Flatten):
             if images:
                 images = False
-                x = x.flatten(1) if shared else x.unflatten(1, (models, -1)).transpose(0, 1).flatten(2)
+                x = x.unflatten(1, (models, -1)).transpose(0, 1).flatten(2)
             else:
                 x = x.flatten(1 if shared else 2)
         elif isinstance(layer, nn.Linear):
@@ -162,8 +197,8 @@ def forward_batched(
             x = _batch_norm(layer, x, {kind: tensors[f"{name}.{kind}"] for kind in NORM_TENSORS}, training)
         elif isinstance(layer, Dropout):
             if noise is not None:
-                x = _dropout(layer, x, noise, images)
-        elif isinstance(layer, (nn.MaxPool2d, nn.AdaptiveAvgPool2d, *POINTWISE)):
+                x, shared = _dropout(layer, x, noise, images), False
+        else:
             x = layer(x)
     return x.expand(models, *x.shape) if shared else x
 
@@ -171,16 +206,28 @@ def forward_batched(
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def _supported(layer: nn.Module) -> bool:
+def _is_on_images(layer: nn.Module) -> bool:
+    """Whether the batched path knows this layer on images. A subclass may do anything, so types are exact."""
+    kind = type(layer)
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        return kind is nn.Conv2d and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
     if isinstance(layer, nn.BatchNorm2d):
-        return layer.affine and layer.track_running_stats and layer.momentum is not None
+        tracked = layer.affine and layer.track_running_stats and layer.momentum is not None
+        return kind is nn.BatchNorm2d and tracked
+    if isinstance(layer, nn.GroupNorm):
+        return kind is nn.GroupNorm and layer.affine
+    if isinstance(layer, nn.MaxPool2d):
+        return kind is nn.MaxPool2d and not layer.return_indices
     if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return layer.output_size in (1, (1, 1))
+        return kind is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1))
+    return kind in (Dropout, *POINTWISE)
+
+
+def _is_on_vectors(layer: nn.Module) -> bool:
+    """Whether the batched path knows this layer on vectors."""
     if isinstance(layer, nn.Flatten):
-        return (layer.start_dim, layer.end_dim) == (1, -1)
-    return isinstance(layer, (nn.Linear, nn.MaxPool2d, nn.GroupNorm, Dropout, *POINTWISE))
+        return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in (nn.Linear, Dropout, *POINTWISE)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool) -> Tensor:
@@ -213,11 +260,9 @@ def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, tensors: Mapping[str, Tensor],
 
 
 def _dropout(layer: Dropout, x: Tensor, noise: Noise, images: bool) -> Tensor:
-    models = len(noise.key)
     if not images:
-        return x * noise.mask(layer.site, x[0, 0].numel(), x.dtype).view(models, *x.shape[1:])
-    features = math.prod(x.shape[1:]) // models
-    mask = noise.mask(layer.site, features, x.dtype)
+        return x * noise.mask(layer.site, x.shape[-1], x.dtype)
+    mask = noise.mask(layer.site, math.prod(x.shape[1:]) // len(noise.key), x.dtype)
     return x * mask.transpose(0, 1).reshape(x.shape)
 
 
@@ -225,9 +270,9 @@ def _refuse_in_vmap(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
-                f"layer {name!r} is BatchNorm, which trains as a population only inside nn.Sequential; use GroupNorm"
+                f"layer {name!r} is BatchNorm, which trains as a population only in nn.Sequential; use GroupNorm"
             )
-        if isinstance(layer, nn.Dropout) and layer.p > 0:
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise ValueError(
-                f"layer {name!r} is nn.Dropout; use kernels.population.Dropout, whose masks can be repeated"
+                f"layer {name!r} is nn.{type(layer).__name__}; use kernels.population.Dropout, whose masks repeat"
             )

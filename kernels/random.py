@@ -1,12 +1,12 @@
-"""Counter-based random numbers: a value is a function of (key, site, step, position, index), never of what was drawn before.
+"""Counter-based random numbers: a value is a function of (key, site, step, position, index) and nothing drawn before.
 
-Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3). The same code serves numpy
-and torch arrays: 32-bit words ride in int64, whose products wrap modulo 2**64 in both.
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3). The same code serves
+numpy and torch arrays: 32-bit words ride in int64, whose products wrap modulo 2**64 in both.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.special import ndtri
@@ -44,24 +44,21 @@ def words(key: Any, site: int, step: Any = 0, position: Any = 0, *, count: int) 
     Returns:
         (..., count), int64 in [0, 2**32), of the library of `key`.
     """
+    blocks, stack, broadcast = -(-count // 4), np.stack, np.broadcast_arrays  # four words a block
+    index: Any
     if isinstance(key, np.ndarray):
-        blocks: Any = np.arange(-(-count // 4), dtype=np.int64)
-        key, zero = key.view(np.int64), np.int64(0)
+        key, index = key.view(np.int64), np.arange(blocks, dtype=np.int64)
         step, position = np.asarray(step, np.int64), np.asarray(position, np.int64)
-        stack, broadcast = np.stack, np.broadcast_arrays
     else:
         import torch
 
-        blocks, zero = (
-            torch.arange(-(-count // 4), device=key.device),
-            torch.zeros((), dtype=torch.int64, device=key.device),
-        )
+        index = torch.arange(blocks, device=key.device)
         step, position = (torch.as_tensor(value, dtype=torch.int64, device=key.device) for value in (step, position))
-        stack, broadcast = torch.stack, torch.broadcast_tensors
-    k, s, p = (value[..., None] for value in broadcast(key + zero, step, position))
-    drawn = philox((blocks + zero, site + 0 * blocks, s & MASK, p & MASK), (k & MASK, (k >> 32) & MASK))
+        stack, broadcast = cast(Any, (torch.stack, torch.broadcast_tensors))
+    k, s, p = (value[..., None] for value in broadcast(key, step, position))
+    drawn = philox((index, site + 0 * index, s & MASK, p & MASK), (k & MASK, (k >> 32) & MASK))
     whole = stack(broadcast(*drawn), -1)
-    return whole.reshape(*whole.shape[:-2], -1)[..., :count]
+    return whole.reshape(*whole.shape[:-2], 4 * blocks)[..., :count]
 
 
 def uniform(key: np.ndarray, site: int, step: Any = 0, *, count: int) -> np.ndarray:
@@ -90,9 +87,10 @@ def permutation(
     return np.asarray(tagged & (2**31 - 1))
 
 
-def keep_mask(key: Any, site: int, step: Any, position: Any, rate: Any, *, count: int) -> Any:
-    """Which of `count` features survive dropout at `rate`, (..., count), bool.
+def keep_mask(key: Any, site: int, step: Any, position: Any, threshold: Any, *, count: int) -> Any:
+    """Which of `count` features survive dropout, (..., count), bool.
 
-    A word below ceil(rate * 2**32) drops; comparing integers gives every backend the same mask.
+    Args:
+        threshold: ceil(rate * 2**32), int64; a word below it drops. Integers compare alike in every backend.
     """
-    return words(key, site, step, position, count=count) >= rate
+    return words(key, site, step, position, count=count) >= threshold

@@ -590,6 +590,14 @@ def test_parquet_columns_that_cannot_serve(x: list[Any], y: list[Any], message: 
         load_dataset("arrays", url=save(tmp_path / "a.parquet", x=x, y=y))
 
 
+def test_parquet_arrays_of_fixed_shape(tmp_path: Path) -> None:
+    expected = load_dataset("arrays", url=save(tmp_path / "a.npz", x=X, y=Y))
+    for column in (pl.Series(X), pl.Series(X.tolist(), dtype=pl.List(pl.Array(pl.UInt8, 5)))):
+        assert (
+            load_dataset("arrays", url=save(tmp_path / "b.parquet", x=column, y=Y)).fingerprint == expected.fingerprint
+        )
+
+
 # Encoded images and Hugging Face `datasets`
 
 

@@ -1,4 +1,4 @@
-"""Architectures as data: a family and bounded numbers. `ARCHITECTURES` turns them into modules; nothing in a zoo names code."""
+"""Architectures as data: a family and bounded numbers, which `ARCHITECTURES` turns into modules. No zoo names code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from catalog.errors import InvalidSpecError, unknown_name
+from catalog.errors import InvalidSpecError, ZooError, unknown_name
 from kernels.population import Dropout
 from weightspace.layout import Layout
 
@@ -54,7 +54,7 @@ class Architecture:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if self.family not in ARCHITECTURES:
+        if not isinstance(self.family, str) or self.family not in ARCHITECTURES:
             raise unknown_name("architecture family", self.family, ARCHITECTURES)
         family = ARCHITECTURES[self.family]
         for name, value in self.numbers.items():
@@ -64,6 +64,8 @@ class Architecture:
         shape = tuple(self.input_shape)
         if not 1 <= len(shape) <= 4 or not all(type(n) is int and 1 <= n <= 4096 for n in shape):
             raise InvalidSpecError(f"input_shape must be 1 to 4 sizes between 1 and 4096, got {self.input_shape!r}")
+        if math.prod(shape) > MAX_WEIGHTS:
+            raise InvalidSpecError(f"inputs {shape} have {math.prod(shape):,} entries, more than {MAX_WEIGHTS:,}")
         if type(self.num_classes) is not int or not 2 <= self.num_classes <= 100_000:
             raise InvalidSpecError(f"num_classes must be an integer from 2 to 100000, got {self.num_classes!r}")
         family.check(shape)
@@ -83,17 +85,23 @@ class Architecture:
         return "-".join([self.family, "x".join(map(str, self.input_shape)), str(self.num_classes), *numbers])
 
     def build(self, device: str = "cpu") -> nn.Module:
-        """The module, initialised as torch does; on "meta" it has shapes only."""
+        """The module, initialised as torch does; on "meta" it has shapes only.
+
+        Raises:
+            InvalidSpecError: more than `MAX_WEIGHTS`.
+        """
+        if device != "meta":
+            self.layout  # noqa: B018  # counts the weights before they are made
         with torch.device(device):
             return ARCHITECTURES[self.family].build(self.input_shape, self.num_classes, **self.numbers)
 
     @cached_property
     def layout(self) -> Layout:
         """Layout of its weights: parameters, then buffers."""
-        layout = Layout.from_module(self.build("meta"))
-        if layout.size > MAX_WEIGHTS:
-            raise InvalidSpecError(f"{self.name} has {layout.size:,} weights, more than the {MAX_WEIGHTS:,} allowed")
-        return layout
+        module = self.build("meta")
+        if (size := sum(tensor.numel() for tensor in module.state_dict().values())) > MAX_WEIGHTS:
+            raise InvalidSpecError(f"{self.name} has {size:,} weights, more than the {MAX_WEIGHTS:,} allowed")
+        return Layout.from_module(module)
 
     @cached_property
     def has_batch_norm(self) -> bool:
@@ -112,9 +120,9 @@ class Architecture:
         """From a variant's description in a zoo; raises InvalidSpecError or UnknownNameError, runs no code of it."""
         try:
             return cls(content["family"], content["numbers"], tuple(content["input_shape"]), content["num_classes"])
+        except ZooError:  # an unknown name is a KeyError too
+            raise
         except (KeyError, TypeError, AttributeError) as error:
-            if type(error).__module__ == "catalog.errors":
-                raise
             raise InvalidSpecError(
                 f"an architecture needs family, numbers, input_shape, num_classes; got {content!r}"
             ) from error
@@ -128,7 +136,7 @@ def check_number(family: str, name: str, value: Any) -> None:
             raise InvalidSpecError(
                 f"{family} {name} must be an integer from {allowed.start} to {allowed.stop - 1}, got {value!r}"
             )
-    elif value not in allowed:
+    elif not isinstance(value, str) or value not in allowed:
         raise InvalidSpecError(f"{family} {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
@@ -150,11 +158,11 @@ def cnn(
 ) -> nn.Sequential:
     """Three convolutions and a head, in two published styles. Each layer's dropout follows its activation.
 
-    * `model_zoo` (Schuerholt et al. 2022, "Model Zoos", appendix; ModelZooDataset): channels c, 3c/4, c/2, kernels 5, 5, 2, max
-      pooling after the first two, a hidden layer of 20; 2,464 weights at 28x28x1 with c = 8. Inputs below 22x22, too small
-      for kernels of 5, get padded kernels of 3.
-    * `small_cnn_zoo` (Unterthiner et al. 2020, section 3): three 3x3 convolutions of c channels with stride 2, global average
-      pooling, a linear layer; 4,970 weights at one input channel with c = 16. Inputs below 15x15 are padded by 1.
+    * `model_zoo` (Schuerholt et al. 2022, "Model Zoos", appendix; ModelZooDataset): channels c, 3c/4, c/2, kernels 5,
+      5, 2, max pooling after the first two, a hidden layer of 20; 2,464 weights at 28x28x1 with c = 8. Inputs below
+      22x22, too small for kernels of 5, get padded kernels of 3.
+    * `small_cnn_zoo` (Unterthiner et al. 2020, section 3): three 3x3 convolutions of c channels with stride 2, global
+      average pooling, a linear layer; 4,970 weights at one input channel with c = 16. Inputs below 15x15 are padded.
     """
     size = input_shape[1]
     if style == "model_zoo":
@@ -171,7 +179,7 @@ def cnn(
         layers[f"conv{number}"] = nn.Conv2d(inputs, outputs[number], kernels[number], strides[number], padding[number])
         inputs, size = outputs[number], (size + 2 * padding[number] - kernels[number]) // strides[number] + 1
         if norm != "none":
-            layers[f"norm{number}"] = _norm(norm, inputs)
+            layers[f"norm{number}"] = _norm(norm, inputs, size)
         if style == "model_zoo" and number < 2:
             layers[f"pool{number}"], size = nn.MaxPool2d(2), size // 2
         layers[f"activation{number}"] = ACTIVATIONS[activation]()
@@ -187,12 +195,23 @@ def cnn(
     return nn.Sequential(layers)
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
+def _norm(kind: str, channels: int, size: int) -> nn.Module:
+    """BatchNorm, or GroupNorm in up to 4 groups of 4 or more channels: of 1x1 pixels fewer leave little but signs."""
     if kind == "group":
-        return nn.GroupNorm(math.gcd(4, channels), channels)
+        if channels * size == 1:
+            raise InvalidSpecError(
+                "GroupNorm of one channel of 1x1 pixels is constant; use more channels or another norm"
+            )
+        return nn.GroupNorm(next((n for n in (4, 2) if channels % n == 0 and channels >= 4 * n), 1), channels)
     layer = nn.BatchNorm2d(channels)
     layer.num_batches_tracked = None  # a count of batches is no weight; with a fixed momentum nothing reads it
+    layer.register_load_state_dict_pre_hook(_drop_count)
     return layer
+
+
+def _drop_count(_layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    """Torch adds a count of batches to a state dict that has none, and then complains that it is there."""
+    state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 def _check_images(shape: tuple[int, ...]) -> None:

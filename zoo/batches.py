@@ -1,12 +1,12 @@
 """Which samples a run sees at which step: a function of the run alone, so that companions in a group change nothing.
 
-A batch is worked off in micro-batches, so that runs of different batch size share a group: each update uses the exact mean
-gradient of its batch. The size of the micro-batch follows from the run's own batch size, not from its companions.
+A batch is worked off in micro-batches, so that runs of different batch size share a group: each update uses the exact
+mean gradient of its batch. The size of the micro-batch follows from the run's own batch size, not from its companions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,13 +20,15 @@ SIZES = (256, 64, 16, 4)
 def micro_batch(batch_size: int, whole: bool = False) -> int:
     """Samples a micro-batch, for runs of this batch size; `whole` (BatchNorm) never splits a batch.
 
-    Powers of two share a few sizes; a batch size that would waste more than 1/16 on padding is its own micro-batch.
+    Powers of two share a few sizes, of which the largest bounds the memory; a batch size that would waste more than
+    1/16 on padding is its own micro-batch.
 
-    >>> [micro_batch(size) for size in (4, 8, 16, 32, 100, 128, 512, 17)]
-    [4, 4, 16, 16, 100, 64, 256, 17]
+    >>> [micro_batch(size) for size in (4, 8, 16, 32, 100, 128, 512, 17, 10_000)]
+    [4, 4, 16, 16, 100, 64, 256, 17, 256]
     """
     for size in () if whole else SIZES:
-        if size <= batch_size <= 8 * size and -(-batch_size // size) * size * 16 <= 17 * batch_size:
+        most = 8 * size if size < SIZES[0] else batch_size
+        if size <= batch_size <= most and -(-batch_size // size) * size * 16 <= 17 * batch_size:
             return size
     return batch_size
 
@@ -35,8 +37,8 @@ def micro_batch(batch_size: int, whole: bool = False) -> int:
 class Batches:
     """The batches of a group of runs that share a micro-batch size.
 
-    An epoch is one shuffled pass in floor(samples / batch) updates; what does not fill a batch is left out until the next
-    shuffle.
+    An epoch is one shuffled pass in floor(samples / batch) updates; what does not fill a batch is left out until the
+    next shuffle.
 
     Args:
         keys: (runs,) uint64.
@@ -49,6 +51,7 @@ class Batches:
     batch_size: np.ndarray
     samples: np.ndarray
     micro: int
+    _last: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -60,11 +63,15 @@ class Batches:
         """(runs,) updates an epoch."""
         return self.samples // self.batch_size
 
+    def select(self, runs: np.ndarray) -> Batches:
+        """Those of some runs, by index or mask."""
+        return Batches(self.keys[runs], self.batch_size[runs], self.samples[runs], self.micro)
+
     def block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Micro-batches start..stop of every run, counted from the run's beginning.
 
         Returns:
-            index (steps, runs, micro) int64, sample numbers;
+            index (steps, runs, micro) int64, sample numbers; the batch's first sample where it is padded;
             position (steps, runs, micro) int64, place in the batch, -1 where a micro-batch is padded;
             update (steps, runs) int64, which update each micro-batch belongs to.
         """
@@ -73,15 +80,24 @@ class Batches:
         epoch, number = np.divmod(update, self.updates)
         place = part[..., None] * self.micro + np.arange(self.micro)
         valid = place < self.batch_size[:, None]
-        first = epoch[0]
-        order = self._orders(first, int((epoch[-1] - first).max()) + 1)
-        within = np.where(valid, number[..., None] * self.batch_size[:, None] + place, 0)
-        runs = np.arange(len(self.keys))[None, :, None]
-        index = order[runs, (epoch - first)[..., None], within]
+        within = number[..., None] * self.batch_size[:, None] + np.where(valid, place, 0)
+        index = np.empty_like(within)
+        for samples in np.unique(self.samples).tolist():  # apart, so that short epochs draw no long orders
+            runs = np.flatnonzero(self.samples == samples)
+            first = epoch[0, runs]
+            orders = self._orders(samples, runs, first, int((epoch[-1, runs] - first).max()) + 1)
+            row = np.arange(len(runs))[None, :, None]
+            index[:, runs] = orders[row, (epoch[:, runs] - first)[..., None], within[:, runs]]
         return index, np.where(valid, place, -1), np.broadcast_to(update, (stop - start, len(self.keys)))
 
-    def _orders(self, first: np.ndarray, count: int) -> np.ndarray:
-        """Shuffles of each run's epochs first..first+count, (runs, count, samples)."""
-        length = np.broadcast_to(self.samples[:, None], (len(self.keys), count))
-        epochs = first[:, None] + np.arange(count)
-        return permutation(self.keys[:, None], SITE, epochs, count=int(self.samples.max()), length=length)
+    def _orders(self, samples: int, runs: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
+        """Shuffles of epochs first..first+count of these runs, which are all of this length, (runs, count, samples).
+
+        The last ones are remembered: where an epoch is longer than a block, the next block needs them again.
+        """
+        known, orders = self._last.get(samples, (first, np.empty((len(runs), 0, samples), np.int64)))
+        if not np.array_equal(known, first) or orders.shape[1] < count:
+            epochs = first[:, None] + np.arange(count)
+            orders = permutation(self.keys[runs, None], SITE, epochs, count=samples)
+            self._last[samples] = first, orders
+        return orders

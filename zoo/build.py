@@ -83,6 +83,13 @@ def build(
     return _continue(made, plan, workers, device, on_estimate, on_event, storage_options)
 
 
+def preview(spec: ZooSpec, *, workers: int | None = None, device: str = "cpu") -> Estimate:
+    """What building a spec would cost here. Writes nothing."""
+    plan = make_plan(spec)
+    tasks = [(name, shard) for name, variant in plan.variants.items() for shard in range(variant.grid.num_shards)]
+    return estimate(plan, tasks, default_workers(device) if workers is None else workers, os.getcwd())
+
+
 def resume(url: str | os.PathLike[str], **options: Any) -> Zoo:
     """Build what is missing of a zoo that exists, from the spec it holds; options as in `build`."""
     return build(ZooSpec.from_json(open_zoo(url).record.spec), url, **options)

@@ -22,7 +22,8 @@ class Evaluation:
     Args:
         loss: (models,) float64, mean cross-entropy in nats.
         accuracy: (models,) float64.
-        error_bits: (models, ceil(samples / 8)) uint8; bit i (most significant first) is 1 where sample i is misclassified.
+        error_bits: (models, ceil(samples / 8)) uint8; bit i, most significant first, is 1 where sample i
+            is misclassified.
     """
 
     loss: np.ndarray
@@ -38,40 +39,49 @@ def evaluate(
     Args:
         weights: (models, size).
         x: (samples, *input_shape) on the device of `weights`.
-        y: (samples,) labels, or (models, samples) where models have labels of their own.
+        y: (samples,) labels, or (rows, samples) where models have labels of their own: each row serves models / rows
+            consecutive models (the checkpoints of a run).
         samples: (models,) how many of the first samples count for a model's loss and accuracy; None for all. The error
             bits cover all samples.
 
     Raises:
-        ValueError: weights that do not fit the architecture.
+        ValueError: weights that do not fit the architecture, or labels that do not fit the weights.
     """
     layout = architecture.layout
     if weights.shape[-1] != layout.size:
         raise ValueError(f"last axis must hold {layout.size} weights ({architecture.name}), got {weights.shape[-1]}")
+    if y.dim() == 2 and len(weights) % len(y):
+        raise ValueError(f"{len(y)} rows of labels do not divide {len(weights)} models")
     module = architecture.build("meta")
     widest = max([x[0].numel(), *(layer.numel() for layer in _activations(architecture))])
     models = max(min(64, ACTIVATIONS // (widest * min(len(x), 256))), 1)
     batch = max(ACTIVATIONS // (widest * models), 1)
-    losses, wrongs = [], []
+    counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
+    mean_loss, accuracy = np.empty(len(weights)), np.empty(len(weights))
+    error_bits = np.empty((len(weights), -(-len(x) // 8)), np.uint8)
     with torch.inference_mode():
         for first in range(0, len(weights), models):
-            tensors = layout.unflatten(weights[first : first + models])
-            count = len(weights[first : first + models])
-            parts = []
+            part = slice(first, min(first + models, len(weights)))
+            tensors = layout.unflatten(weights[part])
+            labels = y.expand(part.stop - first, -1) if y.dim() == 1 else y[_rows(part, len(weights) // len(y), y)]
+            losses, wrongs = [], []
             for start in range(0, len(x), batch):
                 logits = forward(module, tensors, x[start : start + batch], shared=True)
-                target = y[..., start : start + batch]
-                target = target[first : first + models] if y.dim() == 2 else target.expand(count, -1)
-                loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-                parts.append((loss, logits.argmax(-1) != target))
-            losses.append(torch.cat([part[0] for part in parts], 1))
-            wrongs.append(torch.cat([part[1] for part in parts], 1))
-    loss, wrong = torch.cat(losses).double().cpu().numpy(), torch.cat(wrongs).cpu().numpy()
-    counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
-    weight = np.arange(len(x)) < counted[:, None]
-    mean_loss = np.where(weight, loss, 0).sum(1) / counted
-    accuracy = 1 - (wrong & weight).sum(1) / counted
-    return Evaluation(mean_loss, accuracy, np.packbits(wrong, axis=1))
+                target = labels[:, start : start + batch]
+                each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+                losses.append(each.view_as(target))
+                wrongs.append(logits.argmax(-1) != target)
+            wrong = torch.cat(wrongs, 1).cpu().numpy()
+            counts = np.arange(len(x)) < counted[part, None]
+            mean_loss[part] = torch.cat(losses, 1).double().cpu().numpy().sum(1, where=counts) / counted[part]
+            accuracy[part] = 1 - (wrong & counts).sum(1) / counted[part]
+            error_bits[part] = np.packbits(wrong, axis=1)
+    return Evaluation(mean_loss, accuracy, error_bits)
+
+
+def _rows(models: slice, each: int, y: Tensor) -> Tensor:
+    """Which row of labels each of these models has, where a row serves `each` consecutive ones."""
+    return torch.arange(models.start, models.stop, device=y.device) // each
 
 
 def _activations(architecture: Architecture) -> list[Tensor]:

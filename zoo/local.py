@@ -10,8 +10,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class _Worker:
     """A process and the thread that reads its answers."""
 
     def __init__(
-        self, number: int, zoo: Zoo, options: Mapping[str, Any], device: str, answers: queue.Queue[Any]
+        self, number: int, task: Task, zoo: Zoo, options: Mapping[str, Any], device: str, answers: queue.Queue[Any]
     ) -> None:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         here = str(Path(__file__).resolve().parent.parent)
@@ -44,20 +45,23 @@ class _Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which decides
         )
-        self.task: Task | None = None
         self.seen = time.monotonic()
         url = zoo.folder.root if zoo.folder.local else zoo.url
         core = cores[number % len(cores)] if cores else None
-        self.send({"zoo": url, "storage_options": dict(options), "device": device, "core": core})
+        self._send({"zoo": url, "storage_options": dict(options), "device": device, "core": core})
+        self.give(task)
         threading.Thread(target=self._read, args=(answers,), daemon=True).start()
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def give(self, task: Task) -> None:
+        """Hand it its next shard."""
+        self.task = task
+        self._send({"variant": task[0], "shard": task[1]})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
         assert self.process.stdin
-        try:
+        with suppress(BrokenPipeError):  # it died; the reading thread says so
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; the reading thread says so
 
     def _read(self, answers: queue.Queue[Any]) -> None:
         assert self.process.stdout
@@ -66,21 +70,19 @@ class _Worker:
         answers.put((self, {"kind": "gone"}))
 
     def stop(self) -> str:
-        """End it at once (commits are atomic) and return the end of what it wrote to standard error."""
+        """End it at once (commits are atomic); says how it ended and the last it wrote to standard error."""
         self.process.kill()
-        self.process.wait()
+        code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                try:
+            with suppress(BrokenPipeError):
+                if pipe:
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         if self.errors.closed:
             return ""
         self.errors.seek(0)
-        text = self.errors.read().decode(errors="replace").strip()
+        said = self.errors.read().decode(errors="replace").strip()[-600:]
         self.errors.close()
-        return text[-600:]
+        return f"(exit status {code}{'; ' + said if said else ''})"
 
 
 def run_local(
@@ -100,77 +102,71 @@ def run_local(
 
     Raises:
         StorageError: the disk refused; the other workers are stopped.
-        BuildError: shards that failed, after all others were built.
+        BuildError: shards that failed, after all others were built; or workers that do not even start.
     """
-    waiting = list(reversed(tasks))
-    tries: dict[Task, int] = {}
-    failed: dict[Task, str] = {}
     answers: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
-    with _team(
-        min(workers, len(tasks)), lambda number: _Worker(number, zoo, storage_options or {}, device, answers)
-    ) as team:
+    waiting = deque(tasks)
+    deaths: Counter[Task] = Counter()
+    failed: dict[Task, str] = {}
+    fruitless = 0  # deaths in a row without any work in between: the environment is broken, not a shard
+
+    def start(number: int) -> _Worker:
+        return _Worker(number, waiting.popleft(), zoo, storage_options or {}, device, answers)
+
+    with _team(min(workers, len(tasks)), start) as team:
         while team:
-            for worker, answer in _answers(answers, team):
-                task, kind = worker.task, answer["kind"]
-                worker.seen = time.monotonic()
-                if kind == "progress" and task:
-                    on_samples(task, answer["samples"])
-                    continue
-                if kind == "error" and task:
-                    if answer["type"] == "StorageError":
-                        wrapped = StorageError(answer["message"])
-                        wrapped.errno = answer["errno"]
-                        raise wrapped
-                    failed[task] = f"{answer['type']}: {answer['message']}"
-                elif kind == "done" and task:
-                    on_done(task)
-                elif kind == "gone":
-                    position = team.index(worker)
-                    why = worker.stop()
-                    if task:
-                        tries[task] = tries.get(task, 0) + 1
-                        if tries[task] < TRIES:
-                            waiting.append(task)
-                        else:
-                            failed[task] = (
-                                f"its worker died {TRIES} times (exit {worker.process.returncode}); {why or 'no message'}"
-                            )
-                    elif worker.process.returncode not in (0, None) and not waiting:
-                        pass
-                    else:
-                        tries[("worker", position)] = tries.get(("worker", position), 0) + 1
-                        if tries[("worker", position)] >= TRIES:
-                            raise BuildError(
-                                f"a worker cannot start (exit {worker.process.returncode}): {why or 'no message'}"
-                            )
-                    if waiting:
-                        team[position] = _Worker(position, zoo, storage_options or {}, device, answers)
-                    else:
-                        team.remove(worker)
-                    continue
-                worker.task = waiting.pop() if waiting else None
-                if worker.task:
-                    worker.send({"variant": worker.task[0], "shard": worker.task[1]})
+            found = _next_answer(answers, team)
+            if not found:
+                continue
+            worker, answer = found
+            task, position = worker.task, team.index(worker)
+            if answer["kind"] == "samples":
+                fruitless = 0
+                on_samples(task, answer["samples"])
+                continue
+            if answer["kind"] == "gone":
+                why = f"its worker died {worker.stop()}"
+                deaths[task] += 1
+                fruitless += 1
+                if fruitless > TRIES + len(team):
+                    raise BuildError(f"worker processes die before they do any work: {why}")
+                if deaths[task] < TRIES:
+                    waiting.append(task)
                 else:
-                    worker.stop()
-                    team.remove(worker)
+                    failed[task] = f"{why} ({TRIES} times)"
+            elif answer["kind"] == "done":
+                fruitless = 0
+                on_done(task)
+            elif answer["type"] == "StorageError":
+                refused = StorageError(answer["message"])
+                refused.errno = answer["errno"]
+                raise refused
+            else:
+                failed[task] = f"{answer['type']}: {answer['message']}"
+            if answer["kind"] != "gone" and waiting:
+                worker.give(waiting.popleft())
+                continue
+            worker.stop()
+            if waiting:
+                team[position] = start(position)
+            else:
+                team.remove(worker)
     if failed:
         lines = "; ".join(f"shard {shard} of {variant}: {why}" for (variant, shard), why in list(failed.items())[:5])
-        raise BuildError(
-            f"{len(failed)} of {len(tasks)} shards failed, the others are committed; run the same command again. {lines}"
-        )
+        raise BuildError(f"{len(failed)} of {len(tasks)} shards failed, the rest is committed; run it again. {lines}")
 
 
-def _answers(answers: queue.Queue[Any], team: Sequence[_Worker]) -> Iterator[tuple[_Worker, dict[str, Any]]]:
-    """Answers of the team; a worker without a sign of life for too long is killed, and then answers "gone"."""
+def _next_answer(answers: queue.Queue[Any], team: Sequence[_Worker]) -> tuple[_Worker, dict[str, Any]] | None:
+    """One answer of a member of the team. One without a sign of life for too long is killed, and so answers "gone"."""
     try:
         worker, answer = answers.get(timeout=0.5)
-        if worker in team:
-            yield worker, answer
     except queue.Empty:
         for worker in team:
             if time.monotonic() - worker.seen > STALL:
                 worker.process.kill()
+        return None
+    worker.seen = time.monotonic()
+    return (worker, answer) if worker in team else None
 
 
 @contextmanager

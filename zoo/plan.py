@@ -107,7 +107,7 @@ class Plan:
         return sum(int(np.prod(v.grid.shape)) * v.grid.itemsize for v in self.variants.values())
 
     def rows(self, runs: Sequence[Run]) -> pl.DataFrame:
-        """One row a (run, checkpoint): identity, cell, epoch. Axes called load and temperature appear under these names too."""
+        """One row a (run, checkpoint): identity, cell, epoch. Load and temperature also have columns so named."""
         table = []
         for run in runs:
             values = {**run.architecture.numbers, **run.values}
@@ -166,7 +166,7 @@ def make_plan(spec: ZooSpec) -> Plan:
 def _cells(spec: ZooSpec) -> Iterator[dict[str, Any]]:
     """Values of the axes, cell by cell: the grid in order, or random draws."""
     if spec.cells is None:
-        for values in itertools.product(*spec.axes.values()):
+        for values in itertools.product(*(tuple(axis) for axis in spec.axes.values() if not isinstance(axis, Range))):
             yield dict(zip(spec.axes, values, strict=True))
         return
     key = np.array([spec.cells_seed], np.uint64)
@@ -183,12 +183,14 @@ def _runs(spec: ZooSpec, data: Dataset, cell: Mapping[str, Any]) -> Iterator[Run
     values = {name: cell.get(name, spec.value(name)) for name in HYPERPARAMETERS}
     values = {name: float(v) if isinstance(HYPERPARAMETERS[name].default, float) else v for name, v in values.items()}
     architecture = _architecture(spec.family, tuple(numbers.items()), data.input_shape, data.num_classes)
-    samples = max(int(values["data_fraction"] * data.num_train), 1)
+    samples = max(round(values["data_fraction"] * data.num_train), 1)
     batch = values["batch_size"]
     if batch > samples:
         raise InvalidSpecError(
             f"batch_size {batch} exceeds the {samples} training samples (data_fraction {values['data_fraction']})"
         )
+    if batch == 1 and architecture.has_batch_norm:
+        raise InvalidSpecError("BatchNorm has no statistics of a single sample; use a batch_size of 2 or more")
     updates = samples // batch
     epochs = max(values["epochs"], -(-values["min_steps"] // updates)) if values["epochs"] else 0
     nominal = spec.checkpoints or (values["epochs"],)

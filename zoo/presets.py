@@ -40,7 +40,7 @@ def demo() -> ZooSpec:
 
 
 def phases_small() -> ZooSpec:
-    """168 tanh MLPs on digits, width x batch size x 3 seeds: a grid that shows all five phases of the loss landscape."""
+    """168 tanh MLPs on digits, width x batch size x 3 seeds: a grid that shows all five phases of loss landscapes."""
     return ZooSpec(
         name="phases_small",
         numbers={"depth": 2, "activation": "tanh"},
@@ -96,10 +96,9 @@ def load_spec(name: str) -> ZooSpec:
     if path.suffix != ".json" and not path.is_file():
         raise unknown_name("preset", name, [*PRESETS, "SPEC.json"])
     try:
-        return ZooSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidSpecError(f"no spec file {name}; presets are {', '.join(PRESETS)}") from error
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InvalidSpecError):
-            raise
         raise InvalidSpecError(f"cannot read a spec from {name}: {error}") from error
+    return ZooSpec.from_json(content)

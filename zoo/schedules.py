@@ -25,7 +25,7 @@ def cosine(step: np.ndarray, total: np.ndarray, period: np.ndarray, decay: np.nd
 
 
 def one_cycle(step: np.ndarray, total: np.ndarray, period: np.ndarray, decay: np.ndarray) -> np.ndarray:
-    """Smith and Topin 2018 as torch.optim.OneCycleLR has it: 1/25 up to 1 at 30 %, down to 4e-6; momentum is left alone."""
+    """Smith and Topin 2018 as torch.optim.OneCycleLR has it: 1/25 up to 1 at 30 %, down to 4e-6; momentum stays."""
     rise = np.maximum(0.3 * total - 1, 1e-9)
     fall = np.maximum(total - 1 - rise, 1e-9)
     up = np.clip(step / rise, 0, 1)

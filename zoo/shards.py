@@ -20,11 +20,13 @@ from zoo.plan import Plan, Run
 from zoo.train import Trained, noisy_labels, train
 
 Progress = Callable[[int], None]
+GROUP = 64  # runs in one batch: about here a core is fastest (activations stay near it), and memory is bounded
 
 
 def groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """The runs of a shard that train as one batch each."""
-    return [tuple(members) for _, members in itertools.groupby(runs, key=lambda run: run.group)]
+    """The runs of a shard that train as one batch each, at most `GROUP`."""
+    alike = (tuple(members) for _, members in itertools.groupby(runs, key=lambda run: run.group))
+    return [members[first : first + GROUP] for members in alike for first in range(0, len(members), GROUP)]
 
 
 def build_shard(
@@ -48,7 +50,7 @@ def build_shard(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the bits do not depend on the machine's cores, and two threads on a busy one are 5-20x slower."""
+    """Run torch on one thread: bits do not depend on the number of cores, and two on busy cores are 5-20x slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -61,10 +63,11 @@ def _table(zoo: Zoo, plan: Plan, runs: Sequence[Run], trained: Sequence[Trained]
     """Rows and weights (runs, checkpoints, size) of a shard."""
     weights = torch.cat([result.weights for result in trained])
     reasons = [reason for result in trained for reason in result.diverged]
-    flat = weights.cpu().numpy()
-    stored = np.isfinite(from_stored(to_stored(flat, zoo.record.dtype), zoo.record.dtype)).all(-1)
+    kept = from_stored(to_stored(weights.cpu().numpy(), zoo.record.dtype), zoo.record.dtype)  # what readers will see
+    stored = np.isfinite(kept).all(-1)
     statuses = _statuses(runs, reasons, stored, zoo.record.dtype)
-    return plan.rows(runs).with_columns(statuses, **_measured(plan, runs, weights, stored)), flat
+    measured = _measured(plan, runs, torch.from_numpy(kept).to(weights), stored)
+    return plan.rows(runs).with_columns(statuses, **measured), kept
 
 
 def _statuses(runs: Sequence[Run], reasons: list[str], stored: np.ndarray, dtype: str) -> list[pl.Series]:
@@ -82,7 +85,7 @@ def _statuses(runs: Sequence[Run], reasons: list[str], stored: np.ndarray, dtype
 
 
 def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np.ndarray) -> dict[str, pl.Series]:
-    """Loss, accuracy and error bits of every checkpoint; null where there are no weights.
+    """Loss, accuracy and error bits of every checkpoint as stored; null where there are no weights.
 
     `train_*`: the labels the run was trained on, over those of the first `train_samples` that it used.
     """
@@ -93,7 +96,7 @@ def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np
     flat = weights.flatten(0, 1)
     train_x, test_x = (torch.from_numpy(x).to(device, flat.dtype) for x in (data.train_x[:count], data.test_x))
     parts = {
-        "train": (train_x, labels.repeat_interleave(each, 0), used),
+        "train": (train_x, labels, used),
         "test": (test_x, torch.from_numpy(data.test_y).to(device), None),
     }
     columns: dict[str, pl.Series] = {}

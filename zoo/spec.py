@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalog.errors import InvalidSpecError, ZooError, unknown_name
+from catalog.errors import InvalidSpecError, unknown_name
 from catalog.grid import STORED_AS
 from kernels.optimizers import OPTIMIZERS
 from zoo.architectures import ARCHITECTURES, check_number
@@ -25,7 +25,7 @@ MAX_RUNS = 10_000_000
 class Range:
     """Values of an axis from which random cells draw: uniform between low and high, or in their logarithm.
 
-    Two integers give integers, both ends included.
+    Two integers give integers, both ends included, on the axis of an integer.
     """
 
     low: float
@@ -33,7 +33,7 @@ class Range:
     log: bool = False
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (self.low, self.high))
+        numbers = all(_number(-1e300, 1e300)(value) for value in (self.low, self.high)) and isinstance(self.log, bool)
         if not numbers or not self.low < self.high or (self.log and self.low <= 0):
             raise InvalidSpecError(f"a Range needs finite low < high (and low > 0 with log), got {self}")
 
@@ -56,8 +56,8 @@ class Hyperparameter:
 
 def _number(low: float, high: float, low_open: bool = False, high_open: bool = False) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return False
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False  # NaN and infinities compare false below
         return (low < value if low_open else low <= value) and (value < high if high_open else value <= high)
 
     return check
@@ -68,7 +68,8 @@ def _integer(low: int, high: int) -> Callable[[Any], bool]:
 
 
 def _name(known: Mapping[str, Any]) -> Hyperparameter:
-    return Hyperparameter(next(iter(known)), f"one of {', '.join(known)}", lambda value: value in known)
+    allowed = f"one of {', '.join(known)}"
+    return Hyperparameter(next(iter(known)), allowed, lambda value: isinstance(value, str) and value in known)
 
 
 HYPERPARAMETERS: dict[str, Hyperparameter] = {
@@ -100,11 +101,14 @@ class ZooSpec:
         name: of the zoo.
         family, numbers: architecture; see `zoo.architectures.ARCHITECTURES`.
         dataset, dataset_options, split_seed: see `zoo.datasets.DATASETS`.
-        hyperparameters: training values that differ from the defaults in `HYPERPARAMETERS`. `epochs` are passes over the
-            run's data; a run that makes fewer than `min_steps` updates in them trains longer, and its checkpoints move along.
-        axes: name of a number or hyperparameter -> its values (a tuple; a `Range` with random cells).
+        hyperparameters: training values that differ from the defaults in `HYPERPARAMETERS`. `epochs` are passes over
+            the run's data; a run that makes fewer than `min_steps` updates in them trains longer, and its checkpoints
+            move along.
+        axes: name of a number or hyperparameter -> its values (a tuple; a `Range` with random cells). They go before
+            what `numbers` and `hyperparameters` say.
         load, temperature: names of the two axes of the phase diagram.
-        cells: None for the full grid; a count for so many cells drawn at random from the axes, by `cells_seed`.
+        cells: None for the full grid; a count for so many cells drawn at random from the axes, by `cells_seed`. Equal
+            draws are one cell.
         seeds: every cell is trained once with each.
         checkpoints: epochs at which weights are kept, within 0..epochs; () means the last.
         dtype: float32, float16 or bfloat16, of the stored weights. Training is float32.
@@ -133,15 +137,13 @@ class ZooSpec:
 
     def __post_init__(self) -> None:
         for name in ("numbers", "dataset_options", "hyperparameters", "axes"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise InvalidSpecError(f"{name} must be a mapping, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, types.MappingProxyType(dict(getattr(self, name))))
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise InvalidSpecError(f"{name} must be a mapping from names, got {value!r}")
+            object.__setattr__(self, name, types.MappingProxyType(dict(value)))
         for name in ("seeds", "checkpoints"):
             object.__setattr__(self, name, _tuple(name, getattr(self, name)))
-        axes = {
-            name: values if isinstance(values, Range) else _tuple(f"axis {name}", values)
-            for name, values in self.axes.items()
-        }
+        axes = {name: _axis(name, values) for name, values in self.axes.items()}
         object.__setattr__(self, "axes", types.MappingProxyType(axes))
         self._check_names()
         self._check_values()
@@ -151,21 +153,19 @@ class ZooSpec:
     def _check_names(self) -> None:
         if not isinstance(self.name, str) or not 1 <= len(self.name) <= 200 or not self.name.isprintable():
             raise InvalidSpecError(f"name must be 1 to 200 printable characters, got {self.name!r}")
-        if self.family not in ARCHITECTURES:
-            raise unknown_name("architecture family", self.family, ARCHITECTURES)
-        if self.dataset not in DATASETS:
-            raise unknown_name("data set", self.dataset, DATASETS)
-        if self.dtype not in STORED_AS:
-            raise unknown_name("dtype", self.dtype, STORED_AS)
+        _check_known("architecture family", self.family, ARCHITECTURES)
+        _check_known("data set", self.dataset, DATASETS)
+        _check_known("dtype", self.dtype, STORED_AS)
+        for name in ("licence", "citation"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidSpecError(f"{name} must be text, got {getattr(self, name)!r}")
 
     def _check_values(self) -> None:
         for name, value in self.numbers.items():
-            if name not in ARCHITECTURES[self.family].numbers:
-                raise unknown_name(f"number of the family {self.family}", name, ARCHITECTURES[self.family].numbers)
+            _check_known(f"number of the family {self.family}", name, ARCHITECTURES[self.family].numbers)
             check_number(self.family, name, value)
         for name, value in self.hyperparameters.items():
-            if name not in HYPERPARAMETERS:
-                raise unknown_name("hyperparameter", name, HYPERPARAMETERS)
+            _check_known("hyperparameter", name, HYPERPARAMETERS)
             self._check_value(name, value)
         for name, low in (("split_seed", 0), ("cells_seed", 0), ("cells", 1), ("train_samples", 1)):
             value = getattr(self, name)
@@ -180,8 +180,7 @@ class ZooSpec:
 
     def _check_axes(self) -> None:
         for name, values in self.axes.items():
-            if name not in self.known:
-                raise unknown_name("axis", name, self.known)
+            _check_known("axis", name, self.known)
             if isinstance(values, Range):
                 if self.cells is None:
                     raise InvalidSpecError(
@@ -190,16 +189,17 @@ class ZooSpec:
                 self._check_value(name, values.at(0.0))
                 self._check_value(name, values.at(1 - 1e-12))
                 continue
-            if not values or len(set(values)) != len(values):
-                raise InvalidSpecError(
-                    f"axis {name} must have distinct values, at least one, got {values!r}: the grid is empty"
-                )
             for value in values:
                 self._check_value(name, value)
+            if not values:
+                raise InvalidSpecError(f"axis {name} has no values: the grid is empty; give it one or more")
+            if len(set(values)) != len(values):
+                raise InvalidSpecError(f"axis {name} must have distinct values, got {values!r}")
         for role in ("load", "temperature"):
-            axis = getattr(self, role)
-            if axis is not None and axis not in self.axes:
-                raise unknown_name(f"{role} axis", axis, self.axes)
+            if getattr(self, role) is not None:
+                _check_known(f"{role} axis", getattr(self, role), self.axes)
+        if self.load is not None and self.load == self.temperature:
+            raise InvalidSpecError(f"load and temperature must be two different axes, got {self.load!r} for both")
         if self.num_runs > MAX_RUNS:
             raise InvalidSpecError(
                 f"the grid has {self.num_runs:,} runs, more than the {MAX_RUNS:,} allowed; use random cells"
@@ -228,7 +228,9 @@ class ZooSpec:
 
     @property
     def num_cells(self) -> int:
-        return self.cells if self.cells is not None else math.prod(len(values) for values in self.axes.values())  # type: ignore[arg-type]  # a Range needs cells
+        if self.cells is not None:
+            return self.cells
+        return math.prod(len(values) for values in self.axes.values() if not isinstance(values, Range))
 
     @property
     def num_runs(self) -> int:
@@ -264,15 +266,16 @@ class ZooSpec:
         if not isinstance(content, Mapping):
             raise InvalidSpecError(f"a spec is a JSON object, got {type(content).__name__}")
         version = content.get("spec_format", SPEC_FORMAT)
-        if type(version) is not int or version > SPEC_FORMAT:
+        if type(version) is not int or version < 1:
+            raise InvalidSpecError(f"spec_format must be an integer from 1 to {SPEC_FORMAT}, got {version!r}")
+        if version > SPEC_FORMAT:
             raise InvalidSpecError(
-                f"spec format {version!r}; this weightscape reads {SPEC_FORMAT}: install a newer weightscape"
+                f"spec format {version}; this weightscape reads up to {SPEC_FORMAT}: install a newer weightscape"
             )
         given = {key: value for key, value in content.items() if key != "spec_format"}
         known = {f.name for f in dataclasses.fields(cls)}
         for key in given:
-            if key not in known:
-                raise unknown_name("field of a spec", key, known)
+            _check_known("field of a spec", key, known)
         if "name" not in given:
             raise InvalidSpecError("a spec needs a name")
         try:
@@ -281,11 +284,24 @@ class ZooSpec:
             return cls(**given)
         except TypeError as error:
             raise InvalidSpecError(f"a spec of the wrong shape: {error}") from error
-        except ZooError:
-            raise
 
 
 def _tuple(name: str, values: Any) -> tuple[Any, ...]:
-    if isinstance(values, str) or not isinstance(values, list | tuple | range):
+    if not isinstance(values, list | tuple | range):
         raise InvalidSpecError(f"{name} must be a list of values, got {values!r}")
+    if len(values) > MAX_RUNS:
+        raise InvalidSpecError(f"{name} has {len(values):,} values, more than the {MAX_RUNS:,} allowed")
     return tuple(values)
+
+
+def _axis(name: str, values: Any) -> tuple[Any, ...] | Range:
+    if not isinstance(values, Range):
+        return _tuple(f"axis {name}", values)
+    if name in HYPERPARAMETERS and isinstance(HYPERPARAMETERS[name].default, float):
+        return Range(float(values.low), float(values.high), values.log)  # Range(0, 1) means fractions here
+    return values
+
+
+def _check_known(kind: str, name: Any, known: Collection[str]) -> None:
+    if not isinstance(name, str) or name not in known:
+        raise unknown_name(kind, name, known)

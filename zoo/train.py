@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.optimizers import OPTIMIZERS
-from kernels.population import Noise, forward
+from kernels.population import Noise, forward_of
 from kernels.random import uniform, words
 from zoo.architectures import Architecture
 from zoo.batches import Batches
@@ -84,6 +84,7 @@ class _Group:
         self.runs, self.device, self.dtype = runs, device, dtype
         self.architecture: Architecture = runs[0].architecture
         self.layout, self.module = self.architecture.layout, self.architecture.build("meta")
+        self.forward = forward_of(self.module)
         self.optimizer = OPTIMIZERS[runs[0].values["optimizer"]]
         self.inputs = torch.from_numpy(data.train_x).to(device, dtype)
         self.labels = torch.from_numpy(noisy_labels(runs, data.train_y, data.num_classes)).to(device)
@@ -124,6 +125,7 @@ class _Group:
             self.weights = self.weights[rows]
             self.state = {name: value[rows] for name, value in self.state.items()}
             self.sums = self.sums[rows]
+            self.timing = self.timing.select(stay)
         return active[stay]
 
     def _keep(self, time: int, active: np.ndarray) -> None:
@@ -134,47 +136,55 @@ class _Group:
 
     def _block(self, active: np.ndarray, start: int, stop: int) -> None:
         """Micro-batches start..stop of the active runs."""
-        runs = [self.runs[number] for number in active]
-        timing = _batches(runs)
+        runs, timing = [self.runs[number] for number in active], self.timing
         index, position, update = timing.block(start, stop)
         last = (np.arange(start, stop)[:, None] + 1) % timing.splits == 0
-        rates = _learning_rates(runs, update, timing.updates)
-        share = (position >= 0) / timing.batch_size[:, None]
-        index_t, position_t, update_t, last_t = (self._tensor(value) for value in (index, position, update, last))
-        share_t, rates_t = (self._tensor(value).to(self.dtype) for value in (share, rates[..., None]))
-        labels = self.labels[self._tensor(active)]
+        rates = _learning_rates(runs, update, timing.updates)[..., None]
+        shares = (position >= 0) / timing.batch_size[:, None]  # of a sample in the gradient of its batch
+        steps = zip(
+            *(self._tensor(value) for value in (index, np.maximum(position, 0), update, last)),
+            *(self._tensor(value).to(self.dtype) for value in (shares, rates)),
+            self.labels[self._tensor(active)[:, None], self._tensor(index)],
+            strict=True,
+        )
         hyper = self._hyperparameters(runs)
         keys, dropout = self._tensor(_keys(runs).view(np.int64)), self._tensor(_values(runs, "dropout"))
+        drops = bool(dropout.any())
         parameters, tensors, leaves = self._tensors()
-        whole = bool((timing.splits == 1).all())
-        losses = torch.empty(stop - start, len(active), dtype=self.dtype, device=self.device)
-        for at in range(stop - start):
-            noise = Noise(keys, update_t[at], position_t[at].clamp(min=0), dropout) if dropout.any() else None
-            logits = forward(self.module, tensors, self.inputs[index_t[at]], training=True, noise=noise)
-            y = labels.gather(1, index_t[at])
-            each = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
-            loss = (each * share_t[at]).sum(1)
-            gradients = torch.cat([g.flatten(1) for g in torch.autograd.grad(loss.sum(), leaves)], 1)
+        losses = torch.empty(shares.shape, dtype=self.dtype, device=self.device)
+        for at, (sample, place, number, turn, share, hyper["learning_rate"], labels) in enumerate(steps):
+            noise = Noise(keys, number, place, dropout) if drops else None
+            logits = self.forward(self.module, tensors, self.inputs[sample], training=True, noise=noise)
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(share) * share
+            gradients = torch.autograd.grad(loss.sum(), leaves)
             losses[at] = loss.detach()
-            with torch.no_grad():
-                hyper["learning_rate"] = rates_t[at]
-                if whole:
-                    self.optimizer.step(parameters, gradients, self.state, hyper)
-                else:
-                    self.sums += gradients
-                    if last[at].any():
-                        turn = None if last[at].all() else last_t[at]
-                        self.optimizer.step(parameters, self.sums, self.state, hyper, turn)
-                        self.sums.masked_fill_(last_t[at][:, None], 0)
+            self._update(parameters, torch.cat([g.flatten(1) for g in gradients], 1), hyper, last[at], turn)
             if start + at + 1 in self.due:
                 self._keep(start + at + 1, active)
-        self._notice_divergence(active, losses.isfinite().cpu().numpy(), update, timing)
+        self._notice_divergence(active, losses.isfinite().all(2).cpu().numpy(), update)
+
+    def _update(
+        self, parameters: Tensor, gradients: Tensor, hyper: dict[str, Tensor], last: np.ndarray, turn: Tensor
+    ) -> None:
+        """Add a micro-batch's gradients; where it was the `last` one of its batch (on the device: `turn`), step."""
+        if (self.timing.splits == 1).all():
+            self.optimizer.step(parameters, gradients, self.state, hyper)
+            return
+        self.sums += gradients
+        if last.all():
+            self.optimizer.step(parameters, self.sums, self.state, hyper)
+            self.sums.zero_()
+        elif last.any():
+            self.optimizer.step(parameters, self.sums, self.state, hyper, turn)
+            self.sums.masked_fill_(turn[:, None], 0)
 
     def _tensors(self) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """The stacked parameters, all tensors by name as views of the weights, and those of them that are trained."""
         views = self.layout.unflatten(self.weights)
         roles = dict(zip(self.layout.names, self.layout.roles, strict=True))
-        tensors = {name: view.detach().requires_grad_(roles[name] == "parameter") for name, view in views.items()}
+        # data, not detach(): BatchNorm writes its statistics before the backward pass, which must not look as if it had
+        # changed the parameters that share their memory
+        tensors = {name: view.data.requires_grad_(roles[name] == "parameter") for name, view in views.items()}
         leaves = [tensors[name] for name in self.layout.names if roles[name] == "parameter"]
         return self.weights[:, : self.layout.num_parameters], tensors, leaves
 
@@ -183,13 +193,15 @@ class _Group:
         names = [name for name in self.optimizer.hyperparameters if name != "learning_rate"]
         return {name: self._tensor(_values(runs, name)[:, None]).to(self.dtype) for name in names}
 
-    def _notice_divergence(self, active: np.ndarray, finite: np.ndarray, update: np.ndarray, timing: Batches) -> None:
+    def _notice_divergence(self, active: np.ndarray, finite: np.ndarray, update: np.ndarray) -> None:
+        """Note when a loss was first not finite, (steps, runs); what was kept since then becomes NaN."""
+        updates = self.timing.updates.tolist()
         for column in np.flatnonzero(~finite.all(0)).tolist():
             step = int(update[np.argmin(finite[:, column]), column])
             number = int(active[column])
-            self.diverged[number] = f"loss not finite at step {step} (epoch {step // int(timing.updates[column])})"
+            self.diverged[number] = f"loss not finite at step {step} (epoch {step // updates[column]})"
             for checkpoint, epoch in enumerate(self.runs[number].checkpoints):
-                if epoch * int(timing.updates[column]) > step:
+                if epoch * updates[column] > step:
                     self.kept[number, checkpoint] = torch.nan
 
     def _tensor(self, values: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """A worker process of the local executor: takes shards as JSON lines on standard input, answers on standard output.
 
-Started as `python -m zoo.worker`. When its parent dies, standard input ends and the worker stops at once: what it had not
-committed is built again by whoever resumes.
+Started as `python -m zoo.worker`. When its parent dies, standard input ends and the worker stops at once: what it had
+not committed is built again by whoever resumes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def main() -> None:
     torch.set_num_threads(1)
     zoo = open_zoo(first["zoo"], **first["storage_options"])
     plan = make_plan(ZooSpec.from_json(zoo.record.spec))
-    print(json.dumps({"kind": "ready"}), file=out)
     while True:
         task = tasks.get()
         answer = _work(zoo, plan, task, first["device"], out)
@@ -50,14 +49,14 @@ def _work(zoo: Any, plan: Any, task: dict[str, Any], device: str, out: Any) -> d
         nonlocal pending, sent
         pending += samples
         if time.monotonic() - sent > 0.25:
-            print(json.dumps({"kind": "progress", "samples": pending}), file=out)
+            print(json.dumps({"kind": "samples", "samples": pending}), file=out)
             pending, sent = 0, time.monotonic()
 
     try:
         build_shard(zoo, plan, task["variant"], task["shard"], device, progress)
     except Exception as error:  # whatever it is, the parent decides
-        full = getattr(error, "errno", None)
-        return {"kind": "error", "type": type(error).__name__, "message": str(error), "errno": full}
+        number = getattr(error, "errno", None)
+        return {"kind": "error", "type": type(error).__name__, "message": str(error), "errno": number}
     return {"kind": "done"}
 
 

@@ -1,0 +1,98 @@
+"""Batched evaluation against one module after another."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo.evaluate
+from zoo.architectures import Architecture
+from zoo.evaluate import evaluate
+
+MODELS, SAMPLES = 7, 43
+CASES = [
+    Architecture("mlp", {"depth": 2, "width": 5}, (1, 8, 8), 4),
+    Architecture("cnn", {"norm": "batch"}, (1, 8, 8), 4),
+    Architecture("cnn", {"style": "small_cnn_zoo", "norm": "group", "activation": "gelu"}, (3, 16, 16), 4),
+]
+
+
+def population(architecture: Architecture) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, inputs and labels, float64."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(MODELS, architecture.layout.size, dtype=torch.float64, generator=generator) / 4
+    for name in architecture.layout.names:
+        if name.endswith("running_var"):
+            architecture.layout.tensor(weights, name).abs_().add_(0.5)
+    x = torch.randn(SAMPLES, *architecture.input_shape, dtype=torch.float64, generator=generator)
+    return weights, x, torch.randint(4, (SAMPLES,), generator=generator)
+
+
+def one_by_one(
+    architecture: Architecture, row: Tensor, x: Tensor, y: Tensor, count: int
+) -> tuple[float, float, Tensor]:
+    module = architecture.build().double().eval()
+    module.load_state_dict(architecture.layout.unflatten(row))
+    logits = module(x).detach()
+    wrong = logits.argmax(1) != y
+    return float(F.cross_entropy(logits[:count], y[:count])), 1 - float(wrong[:count].double().mean()), wrong
+
+
+@pytest.mark.parametrize("own_labels", [False, True])
+@pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
+def test_as_one_by_one(architecture: Architecture, own_labels: bool) -> None:
+    weights, x, y = population(architecture)
+    labels = torch.stack([(y + model) % 4 for model in range(MODELS)]) if own_labels else y
+    samples = torch.arange(1, MODELS + 1) * 6 if own_labels else None
+    found = evaluate(architecture, weights, x, labels, samples)
+    assert found.error_bits.shape == (MODELS, 6)
+    for model in range(MODELS):
+        count = SAMPLES if samples is None else int(samples[model])
+        mine = labels[model] if own_labels else y
+        loss, accuracy, wrong = one_by_one(architecture, weights[model], x, mine, count)
+        np.testing.assert_allclose([found.loss[model], found.accuracy[model]], [loss, accuracy], rtol=1e-12)
+        bits = np.unpackbits(found.error_bits[model])
+        np.testing.assert_array_equal(bits[:SAMPLES], wrong.numpy())  # all samples, also those that do not count
+        assert bits[SAMPLES:].sum() == 0
+        if samples is None:
+            assert bits.sum() == round((1 - found.accuracy[model]) * SAMPLES)
+
+
+def test_a_row_of_labels_serves_the_checkpoints_of_a_run() -> None:
+    architecture = CASES[0]
+    weights, x, y = population(architecture)
+    rows = torch.stack([y, (y + 1) % 4])
+    found = evaluate(architecture, weights[:6], x, rows)
+    for model in range(6):
+        loss, _, _ = one_by_one(architecture, weights[model], x, rows[model // 3], SAMPLES)
+        np.testing.assert_allclose(found.loss[model], loss, rtol=1e-12)
+    with pytest.raises(ValueError, match="2 rows of labels do not divide 7 models"):
+        evaluate(architecture, weights, x, rows)
+
+
+@pytest.mark.parametrize("floats", [1, 2000, 10_000])
+@pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
+def test_chunks_change_nothing(architecture: Architecture, floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x, y = population(architecture)
+    whole = evaluate(architecture, weights, x, y)
+    monkeypatch.setattr(zoo.evaluate, "ACTIVATIONS", floats)
+    cut = evaluate(architecture, weights, x, y)
+    np.testing.assert_allclose(cut.loss, whole.loss, rtol=1e-12)
+    np.testing.assert_array_equal(cut.error_bits, whole.error_bits)
+
+
+def test_a_broken_model_hurts_no_other() -> None:
+    weights, x, y = population(CASES[0])
+    whole = evaluate(CASES[0], weights, x, y)
+    weights[3] = torch.nan
+    found = evaluate(CASES[0], weights, x, y)
+    others = np.arange(MODELS) != 3
+    assert np.isnan(found.loss[3])
+    np.testing.assert_array_equal(found.loss[others], whole.loss[others])
+
+
+def test_weights_of_another_size_are_refused() -> None:
+    weights, x, y = population(CASES[0])
+    with pytest.raises(ValueError, match="last axis must hold"):
+        evaluate(CASES[0], weights[:, :-1], x, y)

@@ -1,0 +1,322 @@
+"""The command `weightscape`: picks a function, calls it, prints what came back. Python can do all of it in one call.
+
+Heavy imports are inside the commands, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+INTERRUPTED, TERMINATED = 130, 143
+
+app = typer.Typer(
+    name="weightscape",
+    help="Populations of trained neural networks: build a zoo, store it, query it, get weights back.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ZooArgument = Annotated[
+    str, typer.Argument(metavar="ZOO", help="A zoo: a folder, or any fsspec URL.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@app.command()
+def build(
+    spec: Annotated[
+        str, typer.Argument(metavar="PRESET|SPEC.json", help="See `weightscape presets`.", show_default=False)
+    ],
+    zoo: Annotated[
+        str, typer.Argument(metavar="ZOO", help="A new folder, or a zoo to go on with.", show_default=False)
+    ],
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core when left out, 0 for none.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or a torch device such as cuda.")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a population and store it. The same command again resumes, to the same bytes."""
+    with _errors(as_json):
+        from zoo.build import build as make
+        from zoo.build import preview
+        from zoo.presets import load_spec
+        from zoo.progress import BuildProgress, describe
+
+        made_from = load_spec(spec)
+        if dry_run:
+            cost = preview(made_from, workers=workers, device=device)
+            print(json.dumps(vars(cost)) if as_json else describe(cost))
+            return
+        with BuildProgress(_console(), quiet or as_json) as progress:
+            try:
+                made = make(
+                    made_from,
+                    zoo,
+                    workers=workers,
+                    device=device,
+                    on_estimate=progress.on_estimate,
+                    on_event=progress.on_event,
+                )
+            except (KeyboardInterrupt, Terminated) as stop:
+                progress.bar.stop()
+                _stopped(
+                    stop, f"{progress.committed} of {progress.shards} shards were committed; the same command resumes"
+                )
+        if as_json:
+            print(json.dumps({"zoo": zoo, "name": made.name, "models": progress.models, "shards": progress.committed}))
+        elif not quiet:
+            models = made.table()["run"].n_unique()
+            print(f"{zoo}: {models} models committed; look at them with `weightscape info {zoo}`")
+
+
+@app.command()
+def info(zoo: ZooArgument, as_json: Json = False) -> None:
+    """What is in a zoo: variants, rows by status, size, spec."""
+    with _errors(as_json):
+        import catalog
+        from catalog.summary import summary
+
+        found = summary(catalog.open(zoo))
+        if as_json:
+            print(json.dumps(found))
+            return
+        _print_summary(found)
+
+
+@app.command()
+def query(
+    zoo: Annotated[
+        list[str], typer.Argument(metavar="ZOO... [WHERE]", help="Zoos, then a condition.", show_default=False)
+    ],
+    columns: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Columns to sort by, separated by commas.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most so many rows.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    status: Annotated[str, typer.Option(help="ok, diverged, failed or all.")] = "ok",
+    as_json: Json = False,
+) -> None:
+    """Rows that fit a condition, a polars SQL expression such as "width >= 32 and test_accuracy > 0.96"."""
+    with _errors(as_json):
+        import catalog
+        from catalog.errors import unknown_name
+
+        form = "json" if as_json else form
+        if form not in ("table", "csv", "json"):
+            raise unknown_name("format", form, ("table", "csv", "json"))
+        if status not in (known := ("ok", "diverged", "failed", "all")):
+            raise unknown_name("status", status, known)
+        urls, where = (zoo[:-1], zoo[-1]) if len(zoo) > 1 and not _is_place(zoo[-1]) else (zoo, None)
+        rows = catalog.query(
+            catalog.open(urls[0] if len(urls) == 1 else urls),
+            where,
+            columns=_names(columns),
+            sort=_names(sort) or (),
+            descending=descending,
+            limit=limit,
+            status=None if status == "all" else status,
+        )
+        _print_rows(rows, form)
+
+
+@app.command()
+def export(
+    zoo: ZooArgument,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write.", show_default=False)],
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoint; the last when left out.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one network as a safetensors file."""
+    with _errors(as_json):
+        import catalog
+        from catalog.summary import one_row
+
+        opened = catalog.open(zoo)
+        row = one_row(opened, run, epoch)
+        opened.export(row, out)
+        if as_json:
+            print(json.dumps({"file": out, "run": run, "epoch": row["epoch"][0]}))
+        elif not quiet:
+            print(f"{out}: run {run} at epoch {row['epoch'][0]}")
+
+
+@app.command()
+def verify(zoo: ZooArgument, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Check every byte of a zoo against what was committed. Exit status 1 when something is wrong."""
+    with _errors(as_json):
+        import catalog
+
+        found = catalog.verify(zoo)
+        if as_json:
+            problems = [vars(problem) for problem in found.problems]
+            print(json.dumps({**vars(found), "problems": problems, "ok": found.ok}))
+        else:
+            for problem in found.problems:
+                print(f"{problem.kind}: {problem.message}")
+            if not quiet:
+                verdict = "sound" if found.ok else f"{len(found.problems)} problem(s)"
+                extent = f"{found.files} files, {found.bytes:,} bytes, {found.rows} rows"
+                print(f"{zoo}: {verdict}; {extent}, digest {found.digest}")
+        if not found.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one's spec as JSON, to change and build from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The named specs that `build` knows."""
+    with _errors(as_json):
+        from catalog.errors import unknown_name
+        from zoo.presets import PRESETS
+
+        if name is not None:
+            if name not in PRESETS:
+                raise unknown_name("preset", name, PRESETS)
+            print(json.dumps(PRESETS[name]().to_json(), indent=1))
+        elif as_json:
+            print(json.dumps({name: preset().to_json() for name, preset in PRESETS.items()}))
+        else:
+            for name, preset in PRESETS.items():
+                print(f"{name:14} {(preset.__doc__ or '').splitlines()[0]}")
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Errors of ours become a line and exit status 1; a signal its own status."""
+    from catalog.errors import ZooError
+
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except ZooError as error:
+        if as_json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except (KeyboardInterrupt, Terminated) as stop:
+        _stopped(stop, "nothing was left half-written")
+    except BrokenPipeError as error:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _stopped(stop: BaseException, message: str) -> NoReturn:
+    print(f"stopped: {message}", file=sys.stderr)
+    raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from stop
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _is_place(text: str) -> bool:
+    """Whether the last argument of `query` is one more zoo rather than a condition."""
+    return "://" in text or os.path.exists(text) or text.rstrip("/").endswith(".zoo")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _print_rows(rows: pl.DataFrame, form: str) -> None:
+    import polars as pl
+
+    binary = [name for name, dtype in rows.schema.items() if dtype == pl.Binary]
+    rows = rows.with_columns(pl.col(name).bin.encode("hex") for name in binary)
+    if form == "json":
+        for record in rows.iter_rows(named=True):
+            print(json.dumps(record))
+        return
+    if form == "csv":
+        print(_harmless(rows).write_csv(), end="")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in rows.columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows.head(100).iter_rows():
+        table.add_row(*(Text(f"{value:.6g}" if isinstance(value, float) else str(value)) for value in row))
+    console = Console()
+    console.print(table)
+    console.print(f"{len(rows)} rows" + (", the first 100 shown; --format csv prints all" if len(rows) > 100 else ""))
+
+
+def _harmless(rows: pl.DataFrame) -> pl.DataFrame:
+    """Text cells that a spreadsheet would run as a formula get an apostrophe in front."""
+    import polars as pl
+
+    text = pl.selectors.string()
+    return rows.with_columns(
+        pl.when(text.str.contains(r"^[=+\-@\t\r]")).then(pl.lit("'") + text).otherwise(text).name.keep()
+    )
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from zoo.sizes import size
+
+    console = Console()
+    state = "complete" if found["complete"] else f"{found['committed']} of {found['shards']} shards committed"
+    rows = ", ".join(f"{count} {status}" for status, count in found["rows"].items()) or "none"
+    console.print(
+        Text(f"{found['name']}: {found['models']} models, {state}; {size(found['bytes'])} of {found['dtype']} weights")
+    )
+    console.print(Text(f"rows: {rows}"))
+    table = Table()
+    for name in ("variant", "models", "checkpoints", "weights", "shards", "size"):
+        table.add_column(name, justify="left" if name == "variant" else "right", overflow="fold")
+    for variant_name, variant in found["variants"].items():
+        counts = [str(variant[key]) for key in ("models", "checkpoints", "weights")]
+        table.add_row(
+            Text(variant_name), *counts, f"{variant['committed']}/{variant['shards']}", size(variant["bytes"])
+        )
+    console.print(table)
+    axes = found["spec"].get("axes") or {}
+    for name, values in axes.items():
+        console.print(Text(f"{name}: {values}"), soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a person sees while a zoo is built: an estimate first, then a bar. Off when nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from zoo.build import Estimate, Event, work
+from zoo.local import Task as Shard
+from zoo.plan import Plan
+from zoo.sizes import seconds, size
+
+
+class BuildProgress:
+    """Turns the events of a build into a bar with models done, models a second and time left.
+
+    Use as a context manager; `on_estimate` and `on_event` go to `zoo.build.build`.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), _Models(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        self.committed, self.shards, self.models = 0, 0, 0
+        self._work: dict[Shard, int] = {}
+        self._runs: dict[Shard, int] = {}
+        self._done: dict[Shard, int] = {}
+
+    def __enter__(self) -> BuildProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def on_estimate(self, estimate: Estimate, plan: Plan, shards: Sequence[Shard]) -> None:
+        """Say what the build will cost, then set up the bar."""
+        self.shards = len(shards)
+        for shard in shards:
+            runs = plan.shard(*shard)
+            self._work[shard], self._runs[shard] = max(work(runs), 1), len(runs)
+        if not self.quiet:
+            self.console.print(describe(estimate), highlight=False, soft_wrap=True)
+        self.task = self.bar.add_task("training", total=sum(self._work.values()), models=0, of=estimate.runs)
+
+    def on_event(self, event: Event) -> None:
+        """Advance. A shard that is tried again after its worker died never counts twice."""
+        total, done = self._work[event.task], self._done.get(event.task, 0)
+        now = total if event.committed else min(done + event.samples, total)
+        self._done[event.task] = now
+        if event.committed:
+            self.committed += 1
+            self.models += self._runs[event.task]
+        partial = sum(self._done[s] / self._work[s] * self._runs[s] for s in self._done)
+        self.bar.update(self.task, advance=now - done, models=partial)
+
+
+class _Models(ProgressColumn):
+    """Models done of all, and models a second."""
+
+    def render(self, task: Task) -> Text:
+        done, of = float(task.fields["models"]), task.fields["of"]
+        rate = done / task.elapsed if task.elapsed else 0.0
+        return Text(f"{int(done)}/{of} models, {rate:.2f} models/s")
+
+
+def describe(estimate: Estimate) -> str:
+    """The estimate in a sentence or two."""
+    if not estimate.runs:
+        return f"nothing to train: all {estimate.done} models are committed"
+    before = f" ({estimate.done} are committed already)" if estimate.done else ""
+    return (
+        f"{estimate.runs} models to train{before} in {estimate.shards} shards with {estimate.workers} process(es): "
+        f"about {seconds(estimate.seconds)}, {size(estimate.bytes)} on disk"
+    )
