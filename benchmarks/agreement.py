@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -56,7 +57,7 @@ class Agreement:
 
 def case(name: str, family: str, cells: int, **numbers: object) -> ZooSpec:
     """A spec of mixed runs."""
-    axes = {
+    axes: dict[str, tuple[Any, ...] | Range] = {
         "batch_size": (8, 16, 32, 64, 128),
         "learning_rate": Range(1e-3, 1e-1, log=True),
         "label_noise": (0.0, 0.3),
@@ -118,7 +119,7 @@ def one_by_one(run: Run, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     module.load_state_dict(layout.unflatten(torch.from_numpy(start[0])))
     labels = torch.from_numpy(noisy_labels([run], data.train_y, data.num_classes)[0])
     inputs = torch.from_numpy(data.train_x).double()
-    common = {"lr": value["learning_rate"], "weight_decay": value["weight_decay"]}
+    common: dict[str, Any] = {"lr": value["learning_rate"], "weight_decay": value["weight_decay"]}
     optimizer: torch.optim.Optimizer
     if value["optimizer"] == "sgd":
         optimizer = torch.optim.SGD(module.parameters(), momentum=value["momentum"], **common)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import platform
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -104,7 +105,10 @@ class Folder:
         """Bytes of a file. FileNotFoundError when it is not there."""
         with self._refusals(f"looking at {name} of {self.url}"):
             if self.local:
-                return os.stat(self.path(name)).st_size
+                found = os.stat(self.path(name))
+                if not stat.S_ISREG(found.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, "not a file")
+                return found.st_size
             size = self.fs.size(self.path(name))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")

@@ -21,18 +21,21 @@ class Optimizer:
 
     Args:
         update: changes parameters and state in place, given gradients and hyperparameters.
-        state: names of its (models, size) buffers, zero at the start.
+        state: names of its (models, size) buffers. scalars: names of its (models, 1) ones, float64. Zero at the start.
         hyperparameters: names it reads.
     """
 
     update: Update
     state: tuple[str, ...]
     hyperparameters: tuple[str, ...]
+    scalars: tuple[str, ...] = ()
 
     def start(self, parameters: Tensor) -> dict[str, Tensor]:
         """State before the first step; `steps` (models, 1) counts updates."""
-        zeros = {name: torch.zeros_like(parameters) for name in self.state}
-        return zeros | {"steps": parameters.new_zeros(len(parameters), 1)}
+        scalars = ("steps", *self.scalars)
+        return {name: torch.zeros_like(parameters) for name in self.state} | {
+            name: parameters.new_zeros(len(parameters), 1, dtype=torch.float64) for name in scalars
+        }
 
     def step(
         self,
@@ -74,12 +77,21 @@ def adamw(parameters: Tensor, gradients: Tensor, state: dict[str, Tensor], hyper
     parameters.mul_(1 - rate * hyper["weight_decay"])
     state["first"].lerp_(gradients, 1 - beta1)
     state["second"].mul_(beta2).addcmul_(gradients * gradients, 1 - beta2)
-    correction = 1 - beta2 ** state["steps"]
-    denominator = (state["second"].sqrt() / correction.sqrt()).add_(hyper["epsilon"])
-    parameters.addcdiv_(state["first"] * (rate / (1 - beta1 ** state["steps"])), denominator, value=-1)
+    # 1 - beta ** steps as the same average of ones: products and sums round alike in every lane of a processor, powers
+    # do not, and the lane of a model depends on its companions
+    for name, beta in (("first_ones", beta1.double()), ("second_ones", beta2.double())):
+        state[name].mul_(beta).add_(1 - beta)
+    first, second = (state[name].to(parameters.dtype) for name in ("first_ones", "second_ones"))
+    denominator = (state["second"].sqrt() / second.sqrt()).add_(hyper["epsilon"])
+    parameters.addcdiv_(state["first"] * (rate / first), denominator, value=-1)
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(sgd, ("momentum",), ("learning_rate", "momentum", "weight_decay")),
-    "adamw": Optimizer(adamw, ("first", "second"), ("learning_rate", "momentum", "beta2", "epsilon", "weight_decay")),
+    "adamw": Optimizer(
+        adamw,
+        ("first", "second"),
+        ("learning_rate", "momentum", "beta2", "epsilon", "weight_decay"),
+        ("first_ones", "second_ones"),
+    ),
 }

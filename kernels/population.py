@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from kernels.random import keep_mask
 
 POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Identity)
+EXACT = (nn.ReLU, nn.LeakyReLU, nn.Identity)  # the same to the bit by any instruction
+REGISTERS = 64  # elements: what a loop of torch works on at once, two registers of 512 bits or fewer, in any type
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ def forward_batched(
         elif isinstance(layer, Dropout):
             if noise is not None:
                 x, shared = _dropout(layer, x, noise, images), False
+        elif training and isinstance(layer, POINTWISE):
+            x = _in_whole_registers(layer, x)
         else:
             x = layer(x)
     return x.expand(models, *x.shape) if shared else x
@@ -228,6 +232,18 @@ def _is_on_vectors(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Flatten):
         return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
     return type(layer) in (nn.Linear, Dropout, *POINTWISE)
+
+
+def _in_whole_registers(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer on a tensor padded to whole vector registers, so that no bit of a model depends on its companions.
+
+    On CPUs torch computes the last few elements of an array, those that fill no register, by other instructions, whose
+    tanh differs in the last bit.
+    """
+    short = -x.numel() % REGISTERS
+    if not short or x.device.type != "cpu" or isinstance(layer, EXACT):
+        return layer(x)
+    return layer(F.pad(x.flatten(), (0, short)))[: x.numel()].view(x.shape)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool) -> Tensor:

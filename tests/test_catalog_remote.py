@@ -220,6 +220,17 @@ def test_a_reader_sees_what_others_commit(bucket: str, s3_options: dict[str, Any
     assert reader.read(reader.scan()).shape == (10, 9)
 
 
+def test_listings_are_fresh(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some filesystems keep listings for ever, unless told."""
+    zoo = create(memory, net())
+    told: list[str] = []
+    monkeypatch.setattr(zoo.folder.fs, "invalidate_cache", lambda *_: told.append("told"))
+    for listing in (zoo.committed, zoo.folder.top):
+        told.clear()
+        listing()
+        assert told == ["told"]
+
+
 def test_a_bucket_that_does_not_exist(s3_options: dict[str, Any]) -> None:
     with pytest.raises(NotAZooError):
         catalog.open("s3://nobody-has-this/zoo", **s3_options)

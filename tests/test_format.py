@@ -42,7 +42,9 @@ def read_by_the_page(path: Path) -> dict[tuple[str, int, int], np.ndarray]:
     variants = {variant["name"]: variant for variant in content["variants"]}
     for fragment in sorted((path / "index").iterdir()):
         raw = fragment.read_bytes()
-        name, shard, named = re.fullmatch(r"(.+)\.(\d{5,})\.([0-9a-f]{32})\.parquet", fragment.name).groups()
+        parts = re.fullmatch(r"(.+)\.(\d{5,})\.([0-9a-f]{32})\.parquet", fragment.name)
+        assert parts
+        name, shard, named = parts.groups()
         assert hashlib.sha256(raw).hexdigest()[:32] == named
         metadata = json.loads(pl.read_parquet_metadata(fragment)["weightscape"])
         assert (metadata["zoo"], metadata["variant"], metadata["shard"]) == (digest, name, int(shard))

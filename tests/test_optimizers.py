@@ -1,5 +1,7 @@
 """Stacked optimisers against torch.optim, one model at a time, and turns."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def by_torch(name: str, start: Tensor, gradients: Tensor, hyper: dict[str, Tenso
     """One model, by torch.optim. (size,), (steps, size) -> (size,)."""
     value = {key: float(column) for key, column in hyper.items()}
     parameter = torch.nn.Parameter(start.clone())
-    common = {"lr": value["learning_rate"], "weight_decay": value["weight_decay"]}
+    common: dict[str, Any] = {"lr": value["learning_rate"], "weight_decay": value["weight_decay"]}
     optimizer: torch.optim.Optimizer
     if name == "sgd":
         optimizer = torch.optim.SGD([parameter], momentum=value["momentum"], **common)

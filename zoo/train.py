@@ -59,8 +59,8 @@ def train(
 ) -> Trained:
     """Train runs of one architecture, optimiser and micro-batch size together.
 
-    Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, except for
-    rounding in grouped convolutions (3e-8 relative was measured; products of matrices are the same to the bit).
+    Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, MLPs to the
+    bit (on a CPU whose MKL was told so, see `zoo/__init__.py`), CNNs but for rounding in grouped convolutions (3e-8).
 
     Args:
         progress: called now and then with the samples worked off since the last call.
