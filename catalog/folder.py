@@ -91,8 +91,7 @@ class Folder:
                 parts = list(self.fs.cat_ranges([path] * len(ranges), starts, stops, on_error="raise"))
                 if any(len(part) > stop - start for part, (start, stop) in zip(parts, ranges, strict=True)):
                     raise FormatError(
-                        f"the server of {self.url} does not answer byte ranges; serve the zoo with "
-                        "`weightscape serve`, or copy it here"
+                        f"the server of {self.url} does not answer byte ranges; use one that does, or copy the zoo here"
                     )
                 return parts
             descriptor = os.open(path, os.O_RDONLY)
@@ -159,7 +158,7 @@ class Folder:
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
     def _remote_top(self) -> list[str]:
-        advice = f"{self.url} cannot be listed; serve it with `weightscape serve`, or copy it here"
+        advice = f"{self.url} cannot be listed; use a server that lists its folders, or copy the zoo here"
         http = "http" in self.fs.protocol
         try:
             found = self.fs.ls(self.root, detail=True)

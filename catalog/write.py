@@ -168,7 +168,9 @@ def _difference(wanted: Record, found: Record, where: str) -> str:
         for name, variant in record.variants.items():
             content[f"{name}.architecture"] = dict(variant.architecture)
             content[f"{name}.shape"] = variant.grid.shape
-        content |= {f"spec.{key}": value for key, value in record.spec.items()}
+        for key, value in record.spec.items():
+            content |= {f"spec.{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+            content |= {} if isinstance(value, dict) else {f"spec.{key}": value}
         content |= {f"info.{key}": value for key, value in record.info.items()}
         return {key: json.dumps(value) for key, value in content.items()}
 
