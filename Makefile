@@ -46,7 +46,7 @@ bench: dev
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .venv-gpu $(NO_TORCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist demo.zoo
+	rm -rf .venv .venv-gpu $(NO_TORCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
 
 core: $(VENV)/.stamp-core
 dev: $(VENV)/.stamp-dev

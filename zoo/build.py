@@ -87,7 +87,7 @@ def preview(spec: ZooSpec, *, workers: int | None = None, device: str = "cpu") -
     """What building a spec would cost here. Writes nothing."""
     plan = make_plan(spec)
     tasks = [(name, shard) for name, variant in plan.variants.items() for shard in range(variant.grid.num_shards)]
-    return estimate(plan, tasks, default_workers(device) if workers is None else workers, os.getcwd())
+    return estimate(plan, tasks, default_workers(device) if workers is None else workers, device, os.getcwd())
 
 
 def resume(url: str | os.PathLike[str], **options: Any) -> Zoo:
@@ -109,7 +109,8 @@ def _continue(
     tasks.sort(key=lambda task: -sum(_cost(group) for group in groups(plan.shard(*task))))
     processes = default_workers(device) if workers is None else workers
     if on_estimate:
-        on_estimate(estimate(plan, tasks, processes, made.folder.root if made.folder.local else None), plan, tasks)
+        folder = made.folder.root if made.folder.local else None
+        on_estimate(estimate(plan, tasks, processes, device, folder), plan, tasks)
     _check_space(plan, tasks, made)
 
     def tell(task: Task, samples: int = 0, committed: bool = False) -> None:
@@ -146,7 +147,9 @@ def work(runs: Sequence[Run]) -> int:
     return sum(run.epochs * run.updates * -(-run.values["batch_size"] // run.micro) * run.micro for run in runs)
 
 
-def estimate(plan: Plan, tasks: Sequence[Task], workers: int, folder: str | None = None) -> Estimate:
+def estimate(
+    plan: Plan, tasks: Sequence[Task], workers: int, device: str = "cpu", folder: str | None = None
+) -> Estimate:
     """Measure a few steps of the most expensive groups here and extrapolate to the shards given."""
     shards = {task: groups(plan.shard(*task)) for task in tasks}
     by_cost = sorted((group for found in shards.values() for group in found), key=_cost, reverse=True)
@@ -158,8 +161,8 @@ def estimate(plan: Plan, tasks: Sequence[Task], workers: int, folder: str | None
         if signature in measured or time.perf_counter() - begin > CALIBRATION:
             continue
         if not measured:
-            _seconds(group, plan)  # the first call also pays for torch's own start
-        measured[signature] = _seconds(group, plan)
+            _seconds(group, plan, device)  # the first call also pays for torch's own start
+        measured[signature] = _seconds(group, plan, device)
         ratios.append(measured[signature] / max(_cost(group), 1e-12))
     mean = sum(ratios) / len(ratios) if ratios else 0.0
     loads = [0.0] * max(workers, 1)
@@ -185,7 +188,7 @@ def _cost(group: Sequence[Run]) -> float:
     return _micro_steps(group) * 3e-4 + work(group) * group[0].architecture.layout.size * 6 / 20e9
 
 
-def _seconds(group: Sequence[Run], plan: Plan) -> float:
+def _seconds(group: Sequence[Run], plan: Plan, device: str) -> float:
     """Seconds for the whole training of a group, from eight micro-batches of it."""
     short = [
         dataclasses.replace(
@@ -196,7 +199,7 @@ def _seconds(group: Sequence[Run], plan: Plan) -> float:
     short = [dataclasses.replace(run, checkpoints=(run.epochs,) * len(run.checkpoints)) for run in short]
     begin = time.perf_counter()
     with one_thread():
-        train(short, plan.data)
+        train(short, plan.data, device=device)
     return (time.perf_counter() - begin) * _micro_steps(group) / max(_micro_steps(short), 1)
 
 
