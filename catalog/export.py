@@ -14,7 +14,7 @@ import polars as pl
 
 from catalog.folder import Folder
 from catalog.store import address_of, one_row
-from weightspace.layout import INTEGERS
+from weightspace.arrays import INTEGERS
 
 if TYPE_CHECKING:
     from catalog.store import Zoo

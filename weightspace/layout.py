@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import builtins
 import difflib
-import functools
 import hashlib
 import itertools
 import json
 import math
 import re
-import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from weightspace.arrays import (
+    FLOATS,
+    INTEGERS,
+    as_dtype,
+    brief,
+    check_exact,
+    dtype_name,
+    few,
+    float_name,
+    is_torch,
+    memory,
+    same,
+)
+
 if TYPE_CHECKING:
     import torch
 
 Array = TypeVar("Array", "np.ndarray[Any, Any]", "torch.Tensor")
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 ROLES = ("parameter", "buffer")
 MAX_SIZE = 2**48  # elements, a petabyte of float32: more is a mistake or an attack, and would overflow int64 somewhere
 MAX_DIMS = 32  # numpy allows 64 in all, and batch axes come on top
@@ -90,20 +100,20 @@ class Layout:
         held = dict(tensors)  # keeps lazily made arrays alive: freed memory, used again, would look tied
         roles = {} if roles is None else roles
         if unknown := [name for name in roles if name not in held]:
-            raise ValueError(f"roles given for tensors that are not there: {_few(unknown)}")
+            raise ValueError(f"roles given for tensors that are not there: {few(unknown)}")
         first: dict[Any, str] = {}
         aliases = []
         for name, tensor in held.items():
             if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
                 raise ValueError(f"tensor {name!r} must have a shape and a dtype, got {type(tensor).__name__}")
-            owner = first.setdefault(_memory(tensor), name)
+            owner = first.setdefault(memory(tensor), name)
             if owner != name:
                 aliases.append((name, owner))
         names = tuple(first.values())
         return cls(
             names,
             tuple(tuple(held[name].shape) for name in names),
-            tuple(_dtype_name(held[name].dtype) for name in names),
+            tuple(dtype_name(held[name].dtype) for name in names),
             tuple(roles.get(name, "parameter") for name in names),
             tuple(aliases),
         )
@@ -116,7 +126,7 @@ class Layout:
         parameters: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
         buffers = {name: value for name, value in module.state_dict(keep_vars=True).items() if name not in parameters}
         if other := [name for name, value in buffers.items() if not isinstance(value, torch.Tensor)]:
-            raise ValueError(f"the state dict holds things that are no tensors: {_few(other)}")
+            raise ValueError(f"the state dict holds things that are no tensors: {few(other)}")
         return cls.of(parameters | buffers, dict.fromkeys(buffers, "buffer"))
 
     @cached_property
@@ -155,7 +165,7 @@ class Layout:
     def _find(self, name: str) -> int:
         if name not in self._position:
             near = difflib.get_close_matches(str(name), self._position, n=5, cutoff=0.3) or list(self._position)
-            raise KeyError(f"no tensor {name!r} among the {len(self)} of this layout; it has {_few(near)}")
+            raise KeyError(f"no tensor {name!r} among the {len(self)} of this layout; it has {few(near)}")
         return self._position[name]
 
     def slice(self, name: str) -> builtins.slice:
@@ -182,7 +192,7 @@ class Layout:
         self._batch(weights)
         out = {name: self.tensor(weights, name) for name in self.names}
         if cast:
-            out = {name: _cast(out[name], dtype, name) for name, dtype in zip(self.names, self.dtypes, strict=True)}
+            out = {n: as_dtype(out[n], dtype, n) for n, dtype in zip(self.names, self.dtypes, strict=True)}
         return out | {alias: out[owner] for alias, owner in self.aliases}
 
     def flatten(self, tensors: Mapping[str, Array], dtype: Any = None) -> Array:
@@ -200,16 +210,16 @@ class Layout:
         Traceback (most recent call last):
         ValueError: tensor 'steps' holds integers that float32 cannot hold exactly; flatten with a wider dtype
         """
-        kinds = {_is_torch(value) for value in tensors.values()}
+        kinds = {is_torch(value) for value in tensors.values()}
         if len(kinds) > 1:
             raise ValueError("tensors must be all numpy or all torch, got both")
         values: dict[str, Any] = dict(tensors) if True in kinds else {n: np.asarray(v) for n, v in tensors.items()}
         batch: tuple[int, ...] = self._common_batch(values)
         for alias, owner in self.aliases:
-            if alias in values and not _same(values[alias], values[owner]):
+            if alias in values and not same(values[alias], values[owner]):
                 raise ValueError(f"tensor {alias!r} is tied to {owner!r} but differs from it")
         stored = {name: values[name] for name in self.names}
-        target = _float_name(stored, dtype)
+        target = float_name(stored, dtype)
         return _cat(self, stored, batch, target) if True in kinds else _write(self, stored, batch, target)
 
     def select(self, names: Iterable[str]) -> Layout:
@@ -261,19 +271,19 @@ class Layout:
         for i, row in enumerate(rows):
             _check_keys(f"tensor {i} of a layout", row, ("name", "shape", "offset", "dtype", "role"))
             if not isinstance(row["shape"], list):
-                raise ValueError(f"tensor {row['name']!r}: shape must be a list, got {_brief(row['shape'])}")
+                raise ValueError(f"tensor {row['name']!r}: shape must be a list, got {brief(row['shape'])}")
         if bad := [pair for pair in aliases if not isinstance(pair, list)]:
-            raise ValueError(f"an alias must be a list [name, stored name], got {_brief(bad[0])}")
+            raise ValueError(f"an alias must be a list [name, stored name], got {brief(bad[0])}")
         columns = {key: tuple(row[key] for row in rows) for key in ("name", "shape", "dtype", "role")}
         layout = cls(columns["name"], columns["shape"], columns["dtype"], columns["role"], tuple(aliases))
         for row, offset in zip(rows, layout.offsets, strict=True):
             if type(row["offset"]) is not int or row["offset"] != offset:
                 raise ValueError(
                     f"tensor {row['name']!r}: offset must be {offset}, right behind the tensor before it, "
-                    f"got {_brief(row['offset'])} (overlap or gap)"
+                    f"got {brief(row['offset'])} (overlap or gap)"
                 )
         if type(obj["size"]) is not int or obj["size"] != layout.size:
-            raise ValueError(f"size must be {layout.size}, the sum of the tensors, got {_brief(obj['size'])}")
+            raise ValueError(f"size must be {layout.size}, the sum of the tensors, got {brief(obj['size'])}")
         return layout
 
     def _chosen(self, names: Iterable[str]) -> list[str]:
@@ -287,7 +297,7 @@ class Layout:
 
     def _batch(self, weights: Any) -> tuple[int, ...]:
         """Leading axes of weights (..., size)."""
-        if not isinstance(weights, np.ndarray) and not _is_torch(weights):
+        if not isinstance(weights, np.ndarray) and not is_torch(weights):
             raise ValueError(f"weights must be a numpy array or a torch tensor, got {type(weights).__name__}")
         shape = tuple(weights.shape)
         if not shape or shape[-1] != self.size:
@@ -299,7 +309,7 @@ class Layout:
         missing = [name for name in self.names if name not in values]
         unknown = [name for name in values if name not in self]
         if missing or unknown:
-            said = [f"missing {_few(missing)}"] * bool(missing) + [f"unknown {_few(unknown)}"] * bool(unknown)
+            said = [f"missing {few(missing)}"] * bool(missing) + [f"unknown {few(unknown)}"] * bool(unknown)
             raise ValueError(f"tensors do not fit this layout of {len(self)}: {'; '.join(said)}")
         batch: tuple[int, ...] | None = None
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -321,12 +331,12 @@ def _check(layout: Layout) -> None:
         if len(getattr(layout, field)) != len(layout.names):
             raise ValueError(f"a layout of {len(layout.names)} names has {len(getattr(layout, field))} {field}")
     if bad := [pair for pair in layout.aliases if len(pair) != 2]:
-        raise ValueError(f"an alias is (name, stored name), got {_brief(bad[0])}")
+        raise ValueError(f"an alias is (name, stored name), got {brief(bad[0])}")
     seen: set[str] = set()
     for name in (*layout.names, *(alias for alias, _ in layout.aliases)):
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or _UNWRITABLE.search(name):
             raise ValueError(
-                f"a tensor's name must be 1 to {MAX_NAME} characters without control characters, got {_brief(name)}"
+                f"a tensor's name must be 1 to {MAX_NAME} characters without control characters, got {brief(name)}"
             )
         if name in seen:
             raise ValueError(f"two tensors are called {name!r}")
@@ -335,115 +345,27 @@ def _check(layout: Layout) -> None:
     for name, shape, dtype, role in zip(layout.names, layout.shapes, layout.dtypes, layout.roles, strict=True):
         if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape):
             raise ValueError(
-                f"tensor {name!r}: shape must be at most {MAX_DIMS} integers of 0 to 2**48, got {_brief(shape)}"
+                f"tensor {name!r}: shape must be at most {MAX_DIMS} integers of 0 to 2**48, got {brief(shape)}"
             )
         # zeros count as one: numpy refuses (0, 2**40, 2**40) too
         if math.prod(n or 1 for n in shape) > MAX_SIZE or (size := size + math.prod(shape)) > MAX_SIZE:
-            raise ValueError(f"tensor {name!r}: more than 2**48 weights with shape {_brief(shape)}")
+            raise ValueError(f"tensor {name!r}: more than 2**48 weights with shape {brief(shape)}")
         if dtype not in FLOATS + INTEGERS:
             known = ", ".join(FLOATS + INTEGERS)
-            raise ValueError(f"tensor {name!r}: dtype must be one of {known}; got {_brief(dtype)}")
+            raise ValueError(f"tensor {name!r}: dtype must be one of {known}; got {brief(dtype)}")
         if role not in ROLES:
-            raise ValueError(f"tensor {name!r}: role must be one of {', '.join(ROLES)}; got {_brief(role)}")
+            raise ValueError(f"tensor {name!r}: role must be one of {', '.join(ROLES)}; got {brief(role)}")
     stored = set(layout.names)
     for alias, owner in layout.aliases:
         if not isinstance(owner, str) or owner not in stored:
-            raise ValueError(f"alias {alias!r} must point to a stored tensor, got {_brief(owner)}")
+            raise ValueError(f"alias {alias!r} must point to a stored tensor, got {brief(owner)}")
 
 
 def _check_keys(what: str, obj: Any, keys: tuple[str, ...]) -> None:
     if not isinstance(obj, dict):
-        raise ValueError(f"{what} must be an object with the keys {', '.join(keys)}; got {_brief(obj)}")
+        raise ValueError(f"{what} must be an object with the keys {', '.join(keys)}; got {brief(obj)}")
     if set(obj) != set(keys):
-        raise ValueError(f"{what} must have exactly the keys {', '.join(keys)}; got {_few(list(obj))}")
-
-
-def _brief(value: Any) -> str:
-    """A value for an error message, cut short: it may come from a hostile file.
-
-    >>> _brief(10**5000)
-    'int'
-    """
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; lists nested thousands deep
-        return type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _few(names: Collection[Any]) -> str:
-    shown = ", ".join(_brief(name) for name in itertools.islice(names, 5))
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
-
-
-def _is_torch(value: object) -> bool:
-    torch = sys.modules.get("torch")  # not loaded: then nobody can have made a tensor
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _dtype_name(dtype: Any) -> str:
-    """The name of a dtype of numpy, of torch, or written out.
-
-    >>> _dtype_name(np.dtype("float32")), _dtype_name(np.float32), _dtype_name("float32")
-    ('float32', 'float32', 'float32')
-    """
-    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)).removeprefix("torch.")
-
-
-def _memory(tensor: Any) -> Any:
-    """A key that two tensors share if they are one memory; empty tensors and other things share with none."""
-    if _is_torch(tensor) and tensor.numel():
-        # one storage is one Python object, also on the meta device, where every address is 0
-        where: tuple[Any, ...] = (id(tensor.untyped_storage()), tensor.storage_offset(), tensor.stride())
-    elif isinstance(tensor, np.ndarray) and tensor.size:
-        where = (tensor.__array_interface__["data"][0], tensor.strides)
-    else:
-        return object()
-    return (*where, tuple(tensor.shape), tensor.dtype)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Are two tensors equal? NaN equals NaN here: diverged networks are data too."""
-    if a is b:  # what `unflatten` gives; under vmap values cannot be asked, so this is more than speed
-        return True
-    if a.shape != b.shape:
-        return False
-    if _is_torch(a):
-        a, b = a.detach(), b.detach().to(a.device)
-    return bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _float_name(values: Mapping[str, Any], dtype: Any) -> str:
-    """The floating dtype in which to store these tensors: the one asked for, or their common one."""
-    given = {name: _dtype_name(value.dtype) for name, value in values.items()}
-    if bad := [name for name, kind in given.items() if kind not in FLOATS + INTEGERS]:
-        raise ValueError(f"tensor {bad[0]!r} has dtype {given[bad[0]]}; weights are floats, integers or booleans")
-    in_torch = any(_is_torch(value) for value in values.values())
-    floats = [value.dtype for name, value in values.items() if given[name] in FLOATS]
-    if dtype is not None:
-        target = _dtype_name(dtype)
-    elif not floats:
-        target = "float32"
-    elif in_torch:
-        target = _dtype_name(functools.reduce(sys.modules["torch"].promote_types, floats))
-    else:
-        target = np.result_type(*floats).name
-    allowed = FLOATS if in_torch else tuple(name for name in FLOATS if name != "bfloat16")
-    if target not in allowed:
-        raise ValueError(f"dtype must be one of {', '.join(allowed)}; got {target}")
-    return target
-
-
-def _integers(values: Any, dtype: str) -> np.ndarray[Any, Any] | None:
-    """Numbers of numpy or torch as a numpy array of this integer dtype, or None if one of them is no such integer."""
-    if _is_torch(values):
-        values = values.detach().cpu().double().numpy()
-    values = np.asarray(values, np.float64)  # holds every float we store
-    low, high = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    # < high + 1, not <= high: float64 rounds 2**63 - 1 up to 2**63, which is no int64. NaN fails every comparison
-    if not np.all((values >= low) & (values < float(high) + 1.0) & (values == np.floor(values))):
-        return None
-    return values.astype(dtype)
+        raise ValueError(f"{what} must have exactly the keys {', '.join(keys)}; got {few(list(obj))}")
 
 
 def _write(layout: Layout, values: Mapping[str, Any], batch: tuple[int, ...], target: str) -> Any:
@@ -453,7 +375,7 @@ def _write(layout: Layout, values: Mapping[str, Any], batch: tuple[int, ...], ta
         part = layout.tensor(out, name)
         with np.errstate(over="ignore" if value.dtype.kind in "iub" else "warn"):  # integers: checked in the next lines
             part[...] = value
-        _check_exact(name, value, part)
+        check_exact(name, value, part)
     return out
 
 
@@ -462,32 +384,9 @@ def _cat(layout: Layout, values: Mapping[str, Any], batch: tuple[int, ...], targ
     import torch  # loaded already: tensors came
 
     if len(devices := {str(value.device) for value in values.values()}) > 1:
-        raise ValueError(f"tensors must be on one device, got {_few(sorted(devices))}")
+        raise ValueError(f"tensors must be on one device, got {few(sorted(devices))}")
     parts = {name: value.to(getattr(torch, target)) for name, value in values.items()}
     for name, value in values.items():
-        _check_exact(name, value, parts[name])
+        check_exact(name, value, parts[name])
     sizes = map(math.prod, layout.shapes)  # written out: -1 is ambiguous for empty tensors
     return torch.cat([p.reshape((*batch, n)) for p, n in zip(parts.values(), sizes, strict=True)], dim=-1)
-
-
-def _check_exact(name: str, value: Any, stored: Any) -> None:
-    """Raise ValueError if `value` holds integers and `stored`, the same as floats, is not equal to it."""
-    kind = _dtype_name(value.dtype)
-    if kind in INTEGERS:
-        back = _integers(stored, kind)
-        if back is None or not np.array_equal(back, value.detach().cpu().numpy() if _is_torch(value) else value):
-            raise ValueError(
-                f"tensor {name!r} holds integers that {_dtype_name(stored.dtype)} cannot hold exactly; "
-                "flatten with a wider dtype"
-            )
-
-
-def _cast(values: Any, dtype: str, name: str) -> Any:
-    """A tensor in its own dtype; ValueError if that is an integer one and the values are not."""
-    if dtype in INTEGERS and _integers(values, dtype) is None:
-        raise ValueError(f"tensor {name!r} should hold {dtype}, but some of its weights are no such integers")
-    if _is_torch(values):
-        return values.to(getattr(sys.modules["torch"], dtype))
-    if dtype == "bfloat16":
-        raise ValueError(f"tensor {name!r} is bfloat16, which numpy lacks; unflatten a torch tensor, or without cast")
-    return values.astype(dtype, copy=False)
