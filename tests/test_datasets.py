@@ -706,3 +706,24 @@ def test_missing_extra_is_named(package: str, message: str, tmp_path: Path, monk
     url = save(tmp_path / "a.parquet", image=[{"bytes": png(image), "path": None} for image in X], label=Y)
     with pytest.raises(InvalidSpecError, match=rf"{message}.*pip install weightscape\[hf\]"):
         load_dataset("arrays", url=url if package == "PIL" else f"hf:{url}")
+
+
+def test_standardised_by_feature() -> None:
+    plain, data = load_dataset("digits"), load_dataset("digits", standardise="feature")
+    assert plain.fingerprint != data.fingerprint
+    assert np.array_equal(plain.train_y, data.train_y)
+    train = data.train_x.reshape(data.num_train, -1).astype(np.float64)
+    varies = np.ptp(plain.train_x.reshape(data.num_train, -1), 0) > 0
+    assert 50 < varies.sum() < 64  # the edges of the digits are always empty
+    assert (train[:, ~varies] == 0).all()
+    # float32 entries below 40, of which 1200 are averaged
+    np.testing.assert_allclose(train[:, varies].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(train[:, varies].std(0), 1, atol=1e-5)
+    # of the training part only: the test part is scaled by the same numbers, wherever they come from
+    slope = (data.test_x - data.test_x[:1]).reshape(data.num_test, -1)[:, varies].astype(np.float64)
+    raw = (plain.test_x - plain.test_x[:1]).reshape(data.num_test, -1)[:, varies].astype(np.float64)
+    np.testing.assert_allclose(
+        slope * plain.train_x.reshape(data.num_train, -1)[:, varies].std(0, dtype=np.float64), raw, atol=1e-4
+    )
+    with pytest.raises(UnknownNameError, match="way to standardise 'pixel'; known: all, feature"):
+        load_dataset("digits", standardise="pixel")

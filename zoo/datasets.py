@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -163,8 +163,15 @@ def arrays(
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "moons": moons, "arrays": arrays}
 
 
-def load_dataset(name: str, split_seed: int = 0, **options: object) -> Dataset:
+STANDARDISE = ("all", "feature")
+
+
+def load_dataset(name: str, split_seed: int = 0, standardise: str = "all", **options: object) -> Dataset:
     """The data set of this name, split by this seed.
+
+    Args:
+        standardise: mean 0 and deviation 1 over the training part for "all" inputs together, or for each "feature"
+            (pixel) by itself.
 
     Raises:
         UnknownNameError: no such data set. InvalidSpecError: it has no such option, or not with this value.
@@ -173,8 +180,20 @@ def load_dataset(name: str, split_seed: int = 0, **options: object) -> Dataset:
         raise unknown_name("data set", name, DATASETS)
     known = [option for option in inspect.signature(DATASETS[name]).parameters if option != "split_seed"]
     if unknown := sorted(set(options) - set(known)):
+        known.append("standardise")
         raise InvalidSpecError(f"data set {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return DATASETS[name](split_seed=split_seed, **options)
+    if standardise not in STANDARDISE:
+        raise unknown_name("way to standardise", standardise, STANDARDISE)
+    data = DATASETS[name](split_seed=split_seed, **options)
+    return data if standardise == "all" else by_feature(data)
+
+
+def by_feature(data: Dataset) -> Dataset:
+    """The data with mean 0 and deviation 1 of each feature over the training part; constant features become 0."""
+    mean, deviation = (getattr(data.train_x, kind)(0, dtype=np.float64) for kind in ("mean", "std"))
+    deviation[deviation < 1e-6] = np.inf  # inputs have deviation 1 over all features: this is rounding of a constant
+    train_x, test_x = (np.ascontiguousarray((x - mean) / deviation, np.float32) for x in (data.train_x, data.test_x))
+    return replace(data, train_x=train_x, test_x=test_x)
 
 
 def stratified(labels: np.ndarray, samples: int, seed: int, purpose: int) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,7 @@ def phases_small() -> ZooSpec:
     return ZooSpec(
         name="phases_small",
         numbers={"depth": 2, "activation": "tanh"},
+        dataset_options={"standardise": "feature"},  # without it batch size 4 ends in chaos rather than in phase II
         hyperparameters={"epochs": 60, "min_steps": 1500, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
         axes={"width": (2, 4, 8, 16, 32, 64, 128), "batch_size": (4, 8, 16, 32, 64, 128, 256, 512)},
         load="width",
