@@ -164,14 +164,14 @@ def _difference(wanted: Record, found: Record, where: str) -> str:
     """What to say of a zoo that is there already with another content."""
 
     def flat(record: Record) -> dict[str, str]:
-        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype, "variants": list(record.variants)}
-        for name, variant in record.variants.items():
-            content[f"{name}.architecture"] = dict(variant.architecture)
-            content[f"{name}.shape"] = variant.grid.shape
+        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype}  # the cause before what follows from it
         for key, value in record.spec.items():
             content |= {f"spec.{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
             content |= {} if isinstance(value, dict) else {f"spec.{key}": value}
         content |= {f"info.{key}": value for key, value in record.info.items()}
+        content["variants"] = list(record.variants)
+        for name, variant in record.variants.items():
+            content |= {f"{name}.architecture": dict(variant.architecture), f"{name}.shape": variant.grid.shape}
         return {key: json.dumps(value) for key, value in content.items()}
 
     new, old = flat(wanted), flat(found)
