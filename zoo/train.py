@@ -135,7 +135,10 @@ def _note(text: str) -> None:
 
 
 class _Group:
-    """The reference. Stacked state of the runs that still train. Finished and diverged ones leave, the rest never notice."""
+    """The reference: stacked state of the runs that still train.
+
+    Finished and diverged ones leave, the rest never notice.
+    """
 
     def __init__(self, runs: tuple[Run, ...], data: Dataset, device: str, dtype: torch.dtype) -> None:
         self.runs, self.device, self.dtype = runs, device, dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,7 +33,7 @@ class MLP:
     @property
     def size(self) -> int:
         """Weights and biases."""
-        return sum((i + 1) * o for i, o in zip(self.widths[:-1], self.widths[1:], strict=True))
+        return sum((i + 1) * o for i, o in itertools.pairwise(self.widths))
 
 
 def mlp_of(module: nn.Module) -> MLP:
@@ -46,27 +47,31 @@ def mlp_of(module: nn.Module) -> MLP:
     layers = list(module)
     if layers and type(layers[0]) is nn.Flatten and (layers[0].start_dim, layers[0].end_dim) == (1, -1):
         layers = layers[1:]
-    widths, kinds, sites = [], set(), []
+    sizes: list[tuple[int, int]] = []
+    kinds: set[str] = set()
+    sites: list[int] = []
     while len(layers) > 1:
         linear, activation, *layers = layers
-        widths.append(_inputs(linear, widths))
+        sizes.append(_size(linear))
         if type(activation) not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
             raise UnsupportedError(f"{activation} behind {linear} is not one of its activations")
         kinds.add(ACTIVATIONS[type(activation)])
-        sites.append(-1)
-        if layers and type(layers[0]) is Dropout:
-            sites[-1] = layers.pop(0).site
-        widths.append(linear.out_features)
-    if len(layers) != 1 or len(kinds) > 1 or len({id(layer) for layer in module}) < len(module):
+        site = -1
+        if layers and isinstance(layers[0], Dropout):
+            site = layers[0].site
+            layers = layers[1:]
+        sites.append(site)
+    if not layers or len(kinds) > 1 or len({id(layer) for layer in module}) < len(module):
         raise UnsupportedError("the last layer must be Linear, the activations of one kind, and no layer used twice")
-    last = layers[0]
-    widths += [_inputs(last, widths), last.out_features]
-    return MLP(tuple(widths[:1] + widths[1::2]), kinds.pop() if kinds else "relu", tuple(sites))
+    sizes.append(_size(layers[0]))
+    if any(before[1] != after[0] for before, after in itertools.pairwise(sizes)):
+        raise UnsupportedError(f"layers of {sizes} inputs and outputs do not fit each other")
+    widths = (sizes[0][0], *(outputs for _, outputs in sizes))
+    return MLP(widths, kinds.pop() if kinds else "relu", tuple(sites))
 
 
-def _inputs(layer: nn.Module, widths: list[int]) -> int:
+def _size(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs."""
     if type(layer) is not nn.Linear or layer.bias is None:
         raise UnsupportedError(f"{layer} stands where a Linear with a bias should")
-    if widths and widths[-1] != layer.in_features:
-        raise UnsupportedError(f"{layer} does not take the {widths[-1]} outputs before it")
-    return layer.in_features
+    return layer.in_features, layer.out_features

@@ -1,7 +1,7 @@
 """What happens to single numbers: activations with their slopes, and dropout.
 
-In float32 the exponential is written out without branches, so that LLVM makes vector code of it (the C library's, called
-a number at a time, costs more than the products of a small network). In float64 it is the C library's.
+In float32 the exponential is written out without branches, so that LLVM makes vector code of it: that of the C library,
+called a number at a time, costs more than the products of a small network. In float64 it is that of the C library.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload, register_jitable
 
+from kernels.mlp.tiles import compiled
 from kernels.random import MASK, MULTIPLIERS, WEYL
 
 RELU, TANH, GELU, SILU = range(4)
@@ -57,7 +58,7 @@ def tanh(x: Any) -> Any:
 
 
 def normal_cdf(x: Any) -> tuple[Any, Any]:
-    """Distribution function and density of the standard normal; NaN stays NaN."""
+    """Distribution function and density of the standard normal, for numbers; NaN may give any."""
     return 0.5 * (1.0 + math.erf(x * math.sqrt(0.5))), math.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
@@ -68,7 +69,8 @@ def _exp(x: Any) -> Callable[..., Any]:
 
     def single(x: Any) -> Any:
         scale, p = _halved(x)
-        return scale + scale * p if x == x else x
+        y = scale + scale * p if x > f32(-87.0) else f32(0.0)
+        return y if x == x else x
 
     return single if x == types.float32 else double
 
@@ -95,19 +97,19 @@ def _normal_cdf(x: Any) -> Callable[..., Any]:
         return 0.5 * (1.0 + math.erf(x * root)), math.exp(-0.5 * x * x) * norm
 
     def single(x: Any) -> Any:
-        size = min(abs(x) * root32, f32(6.0))
+        size = abs(x) * root32
         t = f32(1.0) / (f32(1.0) + f32(0.5) * size)
         p = ERFC[7]
         for order in range(6, -1, -1):
             p = p * t + ERFC[order]
         bell = exp(-size * size)
         tail = f32(0.5) * p * t * bell
-        return (f32(1.0) - tail if x > f32(0.0) else tail) if x == x else x, bell * norm32 if x == x else x
+        return (f32(1.0) - tail if x > f32(0.0) else tail), bell * norm32
 
     return single if x == types.float32 else double
 
 
-@njit(nogil=True, fastmath={"contract"})
+@compiled
 def activate(kind: int, h: np.ndarray, slope: np.ndarray) -> None:
     """Replaces inputs of an activation by its outputs, and writes its derivatives to `slope`; both (count,)."""
     number = h.dtype.type
@@ -136,7 +138,7 @@ def activate(kind: int, h: np.ndarray, slope: np.ndarray) -> None:
             slope[i] = gate * (one + x * (one - gate))
 
 
-@njit(nogil=True)
+@compiled
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> tuple[Any, Any, Any, Any]:
     """`kernels.random.philox` of one counter; all are uint64 that hold 32-bit words, but the key, which holds two."""
     k0, k1 = key & u64(MASK), key >> u64(32)
@@ -148,7 +150,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> tuple[Any, Any, Any,
     return c0, c1, c2, c3
 
 
-@njit(nogil=True)
+@compiled
 def drop(
     key: Any, site: int, step: int, threshold: int, kept: Any, columns: int, h: np.ndarray, slope: np.ndarray
 ) -> None:
@@ -173,7 +175,7 @@ def drop(
             slope[row, 4 * block + 3] *= m3
 
 
-@njit(nogil=True)
+@compiled
 def shuffle_words(key: Any, site: int, epoch: int, out: np.ndarray) -> None:
     """Words tagged with their index, (samples,) int64: sorted, their low 31 bits are `kernels.random.permutation`."""
     samples = len(out)

@@ -39,6 +39,12 @@ def padded(width: int, dtype: Any) -> int:
     return -(-width // unit) * unit
 
 
+# Division by zero gives infinities and NaN, which show as divergence; no test for it stands in the way of vector code.
+# Of fast mathematics only fused multiply-adds: the rest may lose NaN.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+compiled = njit(**OPTIONS)
+
+
 def _pointer(builder: Any, data: Any, offset: Any, element: Any) -> Any:
     return builder.bitcast(builder.gep(data, [offset]), element.as_pointer())
 
@@ -106,21 +112,19 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
             for r in range(rows):
                 row = builder.add(y0, builder.mul(y_row, ir.Constant(index, r)))
                 for v in range(vectors):
-                    stored = builder.store(
-                        added[r * vectors + v], _pointer(builder, y, shifted(row, v), vector)
-                    )
+                    stored = builder.store(added[r * vectors + v], _pointer(builder, y, shifted(row, v), vector))
                     stored.align = align
             return context.get_dummy_value()
 
         return signature, generate
 
-    return tile  # type: ignore[no-any-return]  # the decorator is untyped
+    return tile
 
 
 _wide, _narrow, _row_wide, _row_narrow = _tile(ROWS, 2), _tile(ROWS, 1), _tile(1, 2), _tile(1, 1)
 
 
-@njit(nogil=True)
+@compiled
 def matmul(
     x: np.ndarray, x0: int, x_row: int, x_k: int, w: np.ndarray, w0: int, w_k: int, start: np.ndarray, s0: int,
     y: np.ndarray, y0: int, y_row: int, rows: int, terms: int, columns: int,
@@ -143,7 +147,7 @@ def matmul(
         c += 2 * lane if wide else lane
 
 
-@njit(nogil=True)
+@compiled
 def column_sums(
     one: np.ndarray, x: np.ndarray, x0: int, x_row: int, zeros: np.ndarray, y: np.ndarray, y0: int, rows: int,
     columns: int,

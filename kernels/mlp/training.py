@@ -1,7 +1,7 @@
 """Training one MLP for many steps in one call of compiled code: weights stay near the core from step to step.
 
-One program is one model. Nothing is padded to another model's size, each has its own batch size and number of steps, and
-no bit depends on companions or on how the steps are cut into calls. Formulas are those of `kernels.population` and
+One program is one model. Nothing is padded to another model's size, each has its own batch size and number of steps,
+and no bit depends on companions or on how the steps are cut into calls. Formulas are those of `kernels.population` and
 `kernels.optimizers`, which are the reference; random streams are the same.
 
 Inside, a weight matrix is (inputs, outputs), rows and columns rounded up to whole registers. What is in the padding
@@ -11,6 +11,7 @@ reaches no number outside it: every sum runs over true lengths.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from numba import njit
 
 from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS, activate, drop, exp, shuffle_words
-from kernels.mlp.tiles import ROWS, column_sums, matmul, padded
+from kernels.mlp.tiles import OPTIONS, ROWS, column_sums, compiled, matmul, padded
 
 SGD, ADAMW = range(2)
 OPTIMIZERS = {"sgd": SGD, "adamw": ADAMW}
@@ -35,13 +36,13 @@ MOMENTUM, BETA2, EPSILON, DECAY, KEPT = range(5)
 GRADIENT, BELOW_GRADIENT, CHANGE, TRANSPOSED, SCRATCH = range(5)
 
 
-@njit(nogil=True)
+@compiled
 def _part(flat: np.ndarray, start: int, count: int) -> np.ndarray:
     """A view. In it loops count from zero, which LLVM must know to make vector code: numba allows negative indices."""
     return flat[start : start + count]
 
 
-@njit(nogil=True)
+@compiled
 def _forward(
     layers: np.ndarray, activation: int, weights: np.ndarray, batch: int, scratch: np.ndarray, key: Any, step: int,
     threshold: int, kept: Any,
@@ -64,9 +65,9 @@ def _forward(
             drop(key, layer[STREAM], step, threshold, kept, layer[OUTPUTS], h2, slope2)
 
 
-@njit(nogil=True, fastmath={"contract"})
+@compiled
 def _cross_entropy(logits: np.ndarray, classes: int, labels: np.ndarray, out: np.ndarray) -> bool:
-    """Gradient of the batch's mean cross-entropy, (batch, width) as the logits; whether every sample's loss is finite."""
+    """Gradient of the batch's mean cross-entropy, (batch, width) as logits; whether each sample's loss is finite."""
     number = logits.dtype.type
     batch, width = logits.shape
     share = number(1 / batch)
@@ -93,7 +94,7 @@ def _cross_entropy(logits: np.ndarray, classes: int, labels: np.ndarray, out: np
     return finite
 
 
-@njit(nogil=True, fastmath={"contract"})
+@compiled
 def _sgd(weights: np.ndarray, momentum: np.ndarray, change: np.ndarray, rate: Any, hyper: np.ndarray) -> None:
     """`kernels.optimizers.sgd` with gradients `change`; all (count,)."""
     keep, decay = hyper[MOMENTUM], hyper[DECAY]
@@ -103,7 +104,7 @@ def _sgd(weights: np.ndarray, momentum: np.ndarray, change: np.ndarray, rate: An
         weights[i] -= rate * velocity
 
 
-@njit(nogil=True, fastmath={"contract"})
+@compiled
 def _adamw(
     weights: np.ndarray, first: np.ndarray, second: np.ndarray, change: np.ndarray, rate: Any, hyper: np.ndarray,
     ones: np.ndarray,
@@ -121,7 +122,7 @@ def _adamw(
         weights[i] = shrink * weights[i] - m * size / (number(math.sqrt(v)) / root + epsilon)
 
 
-@njit(nogil=True)
+@compiled
 def _transpose(matrix: np.ndarray, columns: int, out: np.ndarray) -> None:
     """out[c, r] = matrix[r, c] for the first columns; both as wide as their padding."""
     for r in range(len(matrix)):
@@ -129,7 +130,7 @@ def _transpose(matrix: np.ndarray, columns: int, out: np.ndarray) -> None:
             out[c, r] = matrix[r, c]
 
 
-@njit(nogil=True)
+@compiled
 def _backward(
     layers: np.ndarray, optimizer: int, weights: np.ndarray, first: np.ndarray, second: np.ndarray, ones: np.ndarray,
     batch: int, rate: Any, hyper: np.ndarray, zeros: np.ndarray, unit: np.ndarray, scratch: np.ndarray,
@@ -227,9 +228,9 @@ def _compiled(cached: bool = True) -> Any:
     files = sorted([*here.glob("*.py"), here.parent / "random.py"])
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     try:
-        return njit(nogil=True, cache=cached)(_train(sources))
+        return njit(cache=cached, **OPTIONS)(_train(sources))
     except RuntimeError:  # no folder to keep it in
-        return njit(nogil=True)(_train(sources))
+        return njit(**OPTIONS)(_train(sources))
 
 
 def _aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
@@ -271,12 +272,12 @@ class Workspace:
             slope = place + rows * out
             table.append((inputs, outputs, into, out, weight, weight + into * out, below, place, slope, sites[number]))
             weight, below, place = weight + (into + 1) * out, place, slope + rows * out
-        widest, matrix = max(widths), max((a + 1) * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        widest, matrix = max(widths), max((a + 1) * b for a, b in itertools.pairwise(widths))
         ends = np.cumsum([place, rows * widest, rows * widest, matrix, matrix])
-        return cls(
-            network, batch_size, np.dtype(dtype), np.array(table, np.int64), weight, _aligned(int(ends[-1]), dtype, fill),
-            ends.astype(np.int64), _aligned(widest, dtype), np.ones(1, dtype), np.empty(batch_size, np.int64),
-        )  # fmt: skip
+        scratch = _aligned(int(ends[-1]), dtype, fill)
+        unit, picked = np.ones(1, dtype), np.empty(batch_size, np.int64)
+        layers, places, zeros = np.array(table, np.int64), ends.astype(np.int64), _aligned(widest, dtype)
+        return cls(network, batch_size, np.dtype(dtype), layers, weight, scratch, places, zeros, unit, picked)
 
     def pad(self, weights: np.ndarray, fill: float = 0.0) -> np.ndarray:
         """Flat weights of a model, (outputs, inputs) a matrix as torch has them, in the order of the compiled code."""
