@@ -13,7 +13,8 @@ from torch import nn
 from catalog.errors import InvalidSpecError, UnknownNameError
 from kernels.mlp import training
 from kernels.mlp.network import ACTIVATIONS, MLP, UnsupportedError, mlp_of
-from kernels.mlp.training import Model, Workspace, shuffles
+from kernels.mlp.pointwise import shuffle
+from kernels.mlp.training import Model, Workspace
 from kernels.population import Dropout
 from kernels.random import permutation
 from zoo import train as module
@@ -115,11 +116,13 @@ def test_long_runs_end_as_well_as_those_of_the_reference() -> None:
 
 
 def test_shuffles_are_those_of_the_reference() -> None:
-    keys = np.array([0, 1, 2**63 + 5, 2**64 - 1], np.uint64)
-    for samples in (1, 3, 4, 1200):
-        for key in keys:
-            expected = permutation(key.reshape(1, 1), 2, np.arange(3, 8), count=samples)[0]
-            np.testing.assert_array_equal(shuffles(int(key), 2, 3, 5, samples) & (2**31 - 1), expected)
+    for samples in (1, 3, 4, 301, 1200):
+        order, spare = np.empty((2, samples), np.int64)
+        for key in np.array([0, 1, 2**63 + 5, 2**64 - 1], np.uint64):
+            for epoch in (0, 7, 2**31):
+                shuffle(key, 2, epoch, order, spare)
+                expected = permutation(key.reshape(1), 2, epoch, count=samples)[0]
+                np.testing.assert_array_equal(order & (2**31 - 1), expected)
 
 
 # Independence
@@ -129,7 +132,6 @@ def test_neither_companions_nor_the_cut_into_calls_change_a_bit(monkeypatch: pyt
     for runs in mixed(2, 33, "gelu", cells=20):
         whole = numbers(runs, "compiled", torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(train_compiled, "ORDERS", 1)
             patch.setattr(train_compiled, "CALL", 1)  # a step a call
             for position in {0, len(runs) - 1}:
                 np.testing.assert_array_equal(numbers([runs[position]], "compiled", torch.float32)[0], whole[position])
@@ -138,8 +140,8 @@ def test_neither_companions_nor_the_cut_into_calls_change_a_bit(monkeypatch: pyt
 
 
 def one(space: Workspace, weights: np.ndarray, data: Dataset, optimizer: str, samples: int, **hyper: float) -> Model:
-    x = np.ascontiguousarray(data.train_x[:samples].reshape(samples, -1), space.dtype)
-    return Model(space, weights, optimizer, {**HYPER, **hyper}, 77, x, data.train_y[:samples])
+    x = np.ascontiguousarray(data.train_x.reshape(len(data.train_x), -1), space.dtype)
+    return Model(space, weights, optimizer, {**HYPER, **hyper}, 77, x, data.train_y, samples, 2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -154,7 +156,7 @@ def test_nothing_that_is_not_written_is_read(depth: int, width: int, optimizer: 
             true = model.workspace.unpad(buffer) if len(buffer) else None
             if true is not None:
                 buffer[:] = model.workspace.pad(true, fill)
-        assert model.train(0, 3, np.full(3, 0.05), shuffles(77, 2, 0, 1, 60), 0, 3) == -1
+        assert model.train(0, 5, np.full(5, 0.05)) == -1
         results.append(model.weights)
     np.testing.assert_array_equal(results[0], results[1])
     assert np.isfinite(results[0]).all()
@@ -213,15 +215,17 @@ def test_models_check_what_they_are_given() -> None:
     space, start = Workspace.of(network, 8, np.float64), np.zeros(network.size)
     x, y = np.zeros((20, 64)), np.zeros(20, np.int64)
     with pytest.raises(ValueError, match="do not fit"):
-        Model(space, start, "sgd", HYPER, 1, x[:, :63], y)
+        Model(space, start, "sgd", HYPER, 1, x[:, :63], y, 20, 2)
     for labels in (y - 1, y + 10, y[:19]):
         with pytest.raises(ValueError, match="20 classes below 10"):
-            Model(space, start, "sgd", HYPER, 1, x, labels)
-    model = Model(space, start, "sgd", HYPER, 1, x, y)
-    orders = shuffles(1, 2, 0, 1, 20)
-    for first, last, rates, updates in ((0, 3, 3, 2), (0, 2, 3, 2), (2, 2, 0, 2), (-1, 1, 2, 2), (0, 2, 2, 3)):
-        with pytest.raises(ValueError, match=r"steps .* need as many|do not make"):
-            model.train(first, last, np.zeros(rates), orders, 0, updates)
+            Model(space, start, "sgd", HYPER, 1, x, labels, 20, 2)
+    for samples in (7, 21):
+        with pytest.raises(ValueError, match="do not fill batches of 8"):
+            Model(space, start, "sgd", HYPER, 1, x, y, samples, 2)
+    model = Model(space, start, "sgd", HYPER, 1, x, y, 20, 2)
+    for first, last, rates in ((0, 3, 2), (2, 2, 0), (-1, 1, 2)):
+        with pytest.raises(ValueError, match="need as many"):
+            model.train(first, last, np.zeros(rates))
 
 
 # Choosing

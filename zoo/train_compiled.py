@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kernels.mlp.network import MLP
-from kernels.mlp.training import Model, Workspace, shuffles
+from kernels.mlp.training import Model, Workspace
 from zoo.batches import SITE
 from zoo.datasets import Dataset
 from zoo.initialization import initial_weights
 from zoo.plan import Run
 from zoo.train import learning_rates
 
-ORDERS = 1 << 17  # sample numbers drawn ahead at once: 1 MB
-CALL = 1 << 18  # samples a call at most, where epochs are long: some tens of milliseconds between reports of progress
+CALL = 1 << 18  # samples a call at most: some tens of milliseconds between reports of progress
 
 
 class CompiledGroup:
@@ -53,33 +52,20 @@ class CompiledGroup:
             self.workspace = Workspace.of(self.network, batch, self.dtype)
         model = Model(
             self.workspace, self.start[number], run.values["optimizer"], run.values, run.key, self.inputs,
-            self.labels[number],
+            self.labels[number], run.samples, SITE,
         )  # fmt: skip
         padded = -(-batch // run.micro) * run.micro
-        time = 0
+        time, each = 0, max(CALL // batch, 1)
         for epoch in sorted({*run.checkpoints, run.epochs}):
-            for start, stop, first, orders in _calls(run, time, epoch * run.updates):
-                steps = np.arange(start, stop)[:, None]
-                rates = learning_rates([run], steps, np.array([run.updates]))[:, 0]
-                bad = model.train(start, stop, rates, orders, first, run.updates)
+            stop = epoch * run.updates
+            for start in range(time, stop, each):
+                steps = np.arange(start, min(start + each, stop))
+                rates = learning_rates([run], steps[:, None], np.array([run.updates]))[:, 0]
+                bad = model.train(start, start + len(steps), rates)
                 if bad >= 0:
                     self.diverged[number] = f"loss not finite at step {bad} (epoch {bad // run.updates})"
                     return
-                yield padded * (stop - start)
-            time = epoch * run.updates
+                yield padded * len(steps)
+            time = stop
             here = [at for at, checkpoint in enumerate(run.checkpoints) if checkpoint == epoch]
             self.kept[number, here] = model.weights
-
-
-def _calls(run: Run, start: int, stop: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """Steps start..stop cut into calls: first and last step, first epoch of the orders, orders."""
-    updates, batch = run.updates, int(run.values["batch_size"])
-    ahead = max(ORDERS // run.samples, 1)  # epochs
-    longest = max(CALL // batch, 1)
-    while start < stop:
-        first = start // updates
-        until = min(stop, (first + ahead) * updates)
-        orders = shuffles(run.key, SITE, first, -(-until // updates) - first, run.samples)
-        for begin in range(start, until, longest):
-            yield begin, min(begin + longest, until), first, orders
-        start = until

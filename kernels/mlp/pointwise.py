@@ -176,12 +176,36 @@ def drop(
 
 
 @compiled
-def shuffle_words(key: Any, site: int, epoch: int, out: np.ndarray) -> None:
-    """Words tagged with their index, (samples,) int64: sorted, their low 31 bits are `kernels.random.permutation`."""
+def shuffle(key: Any, site: int, epoch: int, out: np.ndarray, spare: np.ndarray) -> None:
+    """A random order of range(samples) to `out`, (samples,) int64: that of `kernels.random.permutation`.
+
+    Words tagged with their index are sorted by word, byte by byte, each time keeping the order of equals; `spare` is as
+    long. What remains in the upper bits of `out` is the word.
+    """
     samples = len(out)
-    for block in range((samples + 3) // 4):
-        drawn = philox(u64(block), u64(site), u64(epoch), u64(0), key)
-        for part in range(4):
-            index = 4 * block + part
-            if index < samples:
-                out[index] = (np.int64(drawn[part]) << np.int64(31)) | np.int64(index)
+    for block in range(samples // 4):
+        w0, w1, w2, w3 = philox(u64(block), u64(site), u64(epoch), u64(0), key)
+        out[4 * block] = np.int64(w0 << u64(31)) | np.int64(4 * block)
+        out[4 * block + 1] = np.int64(w1 << u64(31)) | np.int64(4 * block + 1)
+        out[4 * block + 2] = np.int64(w2 << u64(31)) | np.int64(4 * block + 2)
+        out[4 * block + 3] = np.int64(w3 << u64(31)) | np.int64(4 * block + 3)
+    drawn = philox(u64(samples // 4), u64(site), u64(epoch), u64(0), key)
+    for part in range(samples % 4):
+        index = samples - samples % 4 + part
+        out[index] = np.int64(drawn[part] << u64(31)) | np.int64(index)
+    counts = np.zeros((4, 256), np.int64)
+    for i in range(samples):
+        for byte in range(4):
+            counts[byte, (out[i] >> (31 + 8 * byte)) & 255] += 1
+    for byte in range(4):
+        place = 0
+        for value in range(256):
+            counts[byte, value], place = place, place + counts[byte, value]
+    source, target = out, spare
+    for byte in range(4):
+        places = counts[byte]
+        for i in range(samples):
+            value = (source[i] >> (31 + 8 * byte)) & 255
+            target[places[value]] = source[i]
+            places[value] += 1
+        source, target = target, source

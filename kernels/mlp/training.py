@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from kernels.mlp.network import MLP
-from kernels.mlp.pointwise import KINDS, activate, drop, exp, shuffle_words
+from kernels.mlp.pointwise import KINDS, activate, drop, exp, shuffle
 from kernels.mlp.tiles import OPTIONS, ROWS, column_sums, compiled, matmul, padded
 
 SGD, ADAMW = range(2)
@@ -174,15 +174,16 @@ def _train(sources: str) -> Any:
 
     def train(
         layers: np.ndarray, activation: int, optimizer: int, weights: np.ndarray, first: np.ndarray,
-        second: np.ndarray, ones: np.ndarray, inputs: np.ndarray, labels: np.ndarray, orders: np.ndarray,
-        first_epoch: int, updates: int, batch: int, start: int, stop: int, rates: np.ndarray, hyper: np.ndarray,
+        second: np.ndarray, ones: np.ndarray, inputs: np.ndarray, labels: np.ndarray, order: np.ndarray,
+        spare: np.ndarray, site: int, batch: int, start: int, stop: int, rates: np.ndarray, hyper: np.ndarray,
         threshold: int, key: Any, zeros: np.ndarray, unit: np.ndarray, scratch: np.ndarray, places: np.ndarray,
         picked: np.ndarray,
     ) -> int:  # fmt: skip
         """Steps start..stop of one model, in place.
 
         Args:
-            orders: (epochs, samples) int64 from `first_epoch`; the low 31 bits are sample numbers.
+            order, spare: (samples,) int64, buffers for the order of an epoch, drawn at `site`; `samples` may be fewer
+                than there are labels.
             rates: (stop - start,) learning rates.
 
         Returns:
@@ -191,8 +192,11 @@ def _train(sources: str) -> Any:
         sources  # noqa: B018  # makes it a part of the function
         features, across, x = layers[0, INPUTS], layers[0, IN], layers[0, BELOW]
         last = layers[len(layers) - 1]
+        updates = len(order) // batch
         for step in range(start, stop):
-            order, begin = orders[step // updates - first_epoch], (step % updates) * batch
+            begin = (step % updates) * batch
+            if begin == 0 or step == start:
+                shuffle(key, site, step // updates, order, spare)
             for row in range(batch):
                 sample = order[begin + row] & np.int64(2**31 - 1)
                 picked[row] = labels[sample]
@@ -314,6 +318,8 @@ class Model:
         hyperparameters: momentum, beta2, epsilon, weight_decay, dropout.
         key: its random streams.
         inputs: (samples, features), contiguous, of the workspace's type. labels: (samples,) int64 below the outputs.
+        samples: how many of them it uses, the first ones; at least a batch. An epoch is one pass over them in whole
+            batches. site: random stream of their order.
     """
 
     def __init__(
@@ -325,6 +331,8 @@ class Model:
         key: int,
         inputs: np.ndarray,
         labels: np.ndarray,
+        samples: int,
+        site: int,
     ) -> None:
         if inputs.shape[1:] != workspace.network.widths[:1] or inputs.dtype != workspace.dtype:
             raise ValueError(f"inputs {inputs.shape} {inputs.dtype} do not fit {workspace.network} {workspace.dtype}")
@@ -332,6 +340,9 @@ class Model:
             0 <= labels.min(initial=0) and labels.max(initial=0) < workspace.network.widths[-1]
         ):
             raise ValueError(f"labels must be {len(inputs)} classes below {workspace.network.widths[-1]}")
+        if not workspace.batch_size <= samples <= len(inputs):
+            raise ValueError(f"{samples} samples of {len(inputs)} do not fill batches of {workspace.batch_size}")
+        self.order, self.spare, self.site = np.empty(samples, np.int64), np.empty(samples, np.int64), site
         self.workspace, self.optimizer, self.key = workspace, OPTIMIZERS[optimizer], np.uint64(key)
         self.inputs, self.labels = np.ascontiguousarray(inputs), np.ascontiguousarray(labels, np.int64)
         self.padded = workspace.pad(weights)
@@ -349,41 +360,23 @@ class Model:
         """(size,) flat, a copy."""
         return self.workspace.unpad(self.padded)
 
-    def train(
-        self, start: int, stop: int, rates: np.ndarray, orders: np.ndarray, first_epoch: int, updates: int
-    ) -> int:
-        """Optimiser steps start..stop.
+    def train(self, start: int, stop: int, rates: np.ndarray) -> int:
+        """Optimiser steps start..stop, counted from the beginning of the training.
 
         Args:
             rates: (stop - start,) learning rates.
-            orders: (epochs, samples) of `shuffles`, from `first_epoch` on. updates: steps an epoch.
 
         Returns:
             the first step whose loss was not finite; the model stopped there. -1 if all were.
         """
+        if not 0 <= start < stop or len(rates) != stop - start:
+            raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
         space = self.workspace
-        epochs = (start // updates - first_epoch, (stop - 1) // updates - first_epoch)
-        if not (0 <= start < stop and len(rates) == stop - start and 0 <= epochs[0] and epochs[1] < len(orders)):
-            raise ValueError(f"steps {start} to {stop} need as many rates, got {len(rates)}, and their epochs' orders")
-        if updates * space.batch_size > orders.shape[1] or orders.shape[1] > len(self.inputs):
-            raise ValueError(f"{orders.shape[1]} samples do not make {updates} batches of {space.batch_size}")
         return int(
             _compiled()(
                 space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first, self.second,
-                self.ones, self.inputs, self.labels, orders, first_epoch, updates, space.batch_size, start, stop,
+                self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size, start, stop,
                 np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
                 space.unit, space.scratch, space.places, space.picked,
             )
         )  # fmt: skip
-
-
-def shuffles(key: int, site: int, first: int, count: int, samples: int) -> np.ndarray:
-    """Orders of the epochs first..first+count, (count, samples) int64, in their low 31 bits.
-
-    Those of `kernels.random.permutation`: words tagged with an index, sorted.
-    """
-    out = np.empty((count, samples), np.int64)
-    for row in range(count):
-        shuffle_words(np.uint64(key), site, first + row, out[row])
-    out.sort(axis=1)
-    return out
