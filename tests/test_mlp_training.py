@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,8 +267,21 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch, caplog:
     assert len(caplog.records) == 2
 
 
-def test_where_nothing_can_be_cached_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_nothing_can_be_cached_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     training._compiled.cache_clear()
     assert not training._compiled().stats.cache_path
     training._compiled.cache_clear()
+
+
+def test_a_full_disk_does_not_stop_it() -> None:
+    calls = []
+
+    def full_at_first(value: int) -> int:
+        calls.append(value)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return value
+
+    assert training._run(full_at_first, 3) == 3
+    assert calls == [3, 3]

@@ -34,9 +34,13 @@ def lanes(dtype: Any) -> int:
 
 
 def padded(width: int, dtype: Any) -> int:
-    """Columns a row of so many numbers takes in buffers: whole registers, and whole tiles when it is a row of one."""
+    """Columns a row of so many numbers takes in buffers: whole registers, and as a number of rows whole tiles.
+
+    Wide rows are no multiple of 512 bytes, which would put what is below each other in the same few sets of the cache.
+    """
     unit = max(lanes(dtype), ROWS)
-    return -(-width // unit) * unit
+    columns = -(-width // unit) * unit
+    return columns + unit if columns * np.dtype(dtype).itemsize % 512 == 0 else columns
 
 
 # Division by zero gives infinities and NaN, which show as divergence; no test for it stands in the way of vector code.

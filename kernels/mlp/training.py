@@ -125,9 +125,10 @@ def _adamw(
 @compiled
 def _transpose(matrix: np.ndarray, columns: int, out: np.ndarray) -> None:
     """out[c, r] = matrix[r, c] for the first columns; both as wide as their padding."""
-    for r in range(len(matrix)):
+    for top in range(0, len(matrix), ROWS):  # in blocks, so that every line of the cache is used while it is there
         for c in range(columns):
-            out[c, r] = matrix[r, c]
+            for r in range(top, top + ROWS):
+                out[c, r] = matrix[r, c]
 
 
 @compiled
@@ -235,6 +236,14 @@ def _compiled(cached: bool = True) -> Any:
         return njit(cache=cached, **OPTIONS)(_train(sources))
     except RuntimeError:  # no folder to keep it in
         return njit(**OPTIONS)(_train(sources))
+
+
+def _run(program: Any, *arguments: Any) -> Any:
+    """Calls compiled code, also where its cache cannot be written: a full disk, say, which shows before it begins."""
+    try:
+        return program(*arguments)
+    except OSError:  # by now it is compiled
+        return program(*arguments)
 
 
 def _aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
@@ -373,10 +382,10 @@ class Model:
             raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
         space = self.workspace
         return int(
-            _compiled()(
-                space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first, self.second,
-                self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size, start, stop,
-                np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
+            _run(
+                _compiled(), space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first,
+                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
+                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
                 space.unit, space.scratch, space.places, space.picked,
             )
         )  # fmt: skip
