@@ -385,7 +385,7 @@ class Model:
             _run(
                 _compiled(), space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first,
                 self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
-                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
-                space.unit, space.scratch, space.places, space.picked,
+                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key,
+                space.zeros, space.unit, space.scratch, space.places, space.picked,
             )
         )  # fmt: skip
