@@ -87,14 +87,18 @@ CASES = {
 }
 
 
-def compare(spec: ZooSpec, device: str = "cpu") -> Agreement:
-    """Train the runs of a spec for ten steps, as population and alone, in float64."""
+def compare(spec: ZooSpec, device: str = "cpu", impl: str = "reference") -> Agreement:
+    """Train the runs of a spec for ten steps, as population and alone, in float64.
+
+    The first gradients are those of the reference.
+    """
     plan = make_plan(spec)
     runs = [_ten_steps(run) for variant in plan.runs.values() for run in variant]
     together = groups(runs)
     with one_thread():
         gradients = torch.cat([_first_gradients(group, plan.data, device) for group in together]).cpu()
-        weights = torch.cat([train(g, plan.data, device=device, dtype=torch.float64).weights for g in together]).cpu()
+        double: dict[str, Any] = {"device": device, "dtype": torch.float64, "impl": impl}
+        weights = torch.cat([train(group, plan.data, **double).weights for group in together]).cpu()
         alone = [one_by_one(run, plan.data) for run in runs]
     true_gradients, true_weights = (torch.stack([pair[i] for pair in alone]) for i in (0, 1))
     by_gradient, by_weights = (gradients - true_gradients).abs(), (weights - true_weights).abs()
@@ -174,7 +178,7 @@ def _first_gradients(group: Sequence[Run], data: Dataset, device: str) -> torch.
         parameters.copy_(torch.where(state["steps"] == 1, gradients, parameters))
 
     with patch.dict(OPTIMIZERS, {group[0].values["optimizer"]: Optimizer(copy_once, (), ())}):
-        weights = train(group, data, device=device, dtype=torch.float64).weights
+        weights = train(group, data, device=device, dtype=torch.float64, impl="reference").weights
     return weights[:, -1, : group[0].architecture.layout.num_parameters]
 
 
@@ -183,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     device = parser.parse_args(argv).device
     found = [compare(spec, device) for spec in CASES.values()]
+    if device == "cpu":
+        compiled = compare(CASES["mlp"], device, "compiled")
+        found.insert(1, dataclasses.replace(compiled, case="mlp, compiled"))
     for result in found:
         print(
             f"{result.case:20} {result.runs:3} runs in {result.groups} groups   first gradient {result.gradient:.1e}"

@@ -27,7 +27,7 @@ def device() -> str:
 
 def record(name: str, row: Mapping[str, object]) -> None:
     """Print the row and append it to benchmarks/results/<name>.jsonl with date, device and versions."""
-    versions = {library: version(library) for library in ("torch", "numpy", "zarr", "polars")}
+    versions = {library: version(library) for library in ("torch", "numba", "numpy", "zarr", "polars")}
     whole = {
         **row,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

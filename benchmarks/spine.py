@@ -25,6 +25,7 @@ from weightspace.layout import Layout
 from zoo.batches import Batches
 from zoo.evaluate import evaluate
 from zoo.plan import Plan, make_plan
+from zoo.shards import groups
 from zoo.spec import ZooSpec
 from zoo.train import train
 
@@ -52,20 +53,24 @@ def ratio(
     return {"median": round(statistics.median(pairs), 2), "low": round(min(pairs), 2), "high": round(max(pairs), 2)}
 
 
-def _plan(models: int, batch: int) -> Plan:
+def _plan(models: int, batch: int, epochs: int = 1) -> Plan:
     return make_plan(
         ZooSpec(
             "bench",
             numbers={"depth": 2, "width": 32, "activation": "relu"},
-            hyperparameters={"epochs": 1, "batch_size": batch},
+            hyperparameters={"epochs": epochs, "batch_size": batch},
             seeds=tuple(range(models)),
         )
     )
 
 
-def training(models: int = 64, batch: int = 32) -> None:
-    """MLPs 64-32-32-10 on digits: `zoo.train.train` against the default PyTorch loop, one thread each."""
-    plan = _plan(models, batch)
+def training(models: int = 64, batch: int = 32, epochs: int = 10) -> None:
+    """MLPs 64-32-32-10 on digits: `zoo.train.train` both ways against the default PyTorch loop, one thread each.
+
+    With initialisation, 64 models a call, as in a build; compiling comes before the first turn. The loop trains one
+    network for one epoch.
+    """
+    plan = _plan(models, batch, epochs)
     (runs,) = plan.runs.values()
     x, y = torch.from_numpy(plan.data.train_x), torch.from_numpy(plan.data.train_y)
 
@@ -80,11 +85,22 @@ def training(models: int = 64, batch: int = 32) -> None:
             F.cross_entropy(module(x[rows]), y[rows]).backward()
             optimizer.step()
 
-    seconds = alternate({"loop": loop, "population": lambda: train(runs, plan.data)})
-    steps = runs[0].updates * models
-    rate = steps / statistics.median(seconds["population"])
-    shown = {"ratio_to_loop": ratio(seconds, "loop", "population", 1, models), "model_steps_per_second": round(rate)}
-    record("spine", {"operation": "train mlp 64-32-32-10", "models": models, "batch": batch, "threads": 1, **shown})
+    def both(impl: str) -> None:
+        for group in groups(runs):
+            train(group, plan.data, impl=impl)
+
+    sides = {"reference": lambda: both("reference"), "compiled": lambda: both("compiled")}
+    seconds = alternate({"loop": loop, **sides})
+    steps = epochs * runs[0].updates * models
+    for impl in sides:
+        rate = round(steps / statistics.median(seconds[impl]))
+        shown: dict[str, object] = {"ratio_to_loop": ratio(seconds, "loop", impl, 1, epochs * models)}
+        shown["model_steps_per_second"] = rate
+        if impl == "compiled":
+            shown["ratio_to_reference"] = ratio(seconds, "reference", impl)
+        setting = {"operation": "train mlp 64-32-32-10", "impl": impl, "models": models, "batch": batch}
+        setting |= {"epochs": epochs, "threads": 1}
+        record("spine", {**setting, **shown})
 
 
 def evaluation(models: int = 64) -> None:
@@ -173,8 +189,9 @@ def storage(models: int = 1000, checkpoints: int = 4, size: int = 3466, picks: i
 def main() -> None:
     """All of them."""
     torch.set_num_threads(1)
-    training(batch=8)
-    training(batch=32)
+    for models, epochs in ((64, 10), (1024, 1)):
+        for batch in (8, 32, 128):
+            training(models, batch, epochs)
     evaluation()
     storage()
 

@@ -16,7 +16,7 @@ from zoo.initialization import initial_weights
 from zoo.plan import Run, make_plan
 from zoo.shards import groups
 from zoo.spec import ZooSpec
-from zoo.train import Trained, noisy_labels, train
+from zoo.train import IMPLEMENTATIONS, Trained, noisy_labels, train
 
 DIGITS = load_dataset("digits")
 
@@ -34,9 +34,10 @@ def small(family: str = "mlp", **changes: Any) -> ZooSpec:
 # The oracle of the project
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[*((name, "reference") for name in CASES), ("mlp", "compiled")], ids="-".join)
 def agreement(request: pytest.FixtureRequest) -> Agreement:
-    found = compare(CASES[request.param])
+    name, impl = request.param
+    found = compare(CASES[name], impl=impl)
     print(found)
     return found
 
@@ -65,18 +66,21 @@ AXES: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("batches", [(16, 32, 48), (4, 8, 12)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_companions_change_no_bit_of_an_mlp(optimizer: str, activation: str, batches: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_companions_change_no_bit_of_an_mlp(
+    impl: str, optimizer: str, activation: str, batches: tuple[int, ...]
+) -> None:
     hyper = {"optimizer": optimizer, "weight_decay": 0.01}
     numbers = {"width": 5, "activation": activation}  # an odd number, so that runs meet other lanes of the processor
     runs = runs_of(small(axes={**AXES, "batch_size": batches}, numbers=numbers, hyperparameters=hyper))
     assert {run.micro for run in runs} == {batches[0]}
     order = np.random.default_rng(0).permutation(len(runs))
-    alone = {number: weights_of(train([runs[number]], DIGITS))[0] for number in order[:3]}
+    alone = {number: weights_of(train([runs[number]], DIGITS, impl=impl))[0] for number in order[:3]}
     for companions in (1, 5, 20):
         for number, expected in alone.items():
             others = [other for other in order[::-1] if other != number][:companions]
             chosen = [runs[other] for other in [*others[: companions // 2], number, *others[companions // 2 :]]]
-            found = weights_of(train(chosen, DIGITS))[companions // 2]
+            found = weights_of(train(chosen, DIGITS, impl=impl))[companions // 2]
             np.testing.assert_array_equal(found, expected)
 
 
@@ -88,16 +92,19 @@ def test_companions_change_only_rounding_of_a_cnn(norm: str) -> None:
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)  # float32, weights below 1, some tens of steps
 
 
-def test_a_longer_training_of_others_changes_nothing() -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_longer_training_of_others_changes_nothing(impl: str) -> None:
     short, long = (small(hyperparameters={"min_steps": steps}) for steps in (0, 30))
     run, companion = runs_of(short)[0], runs_of(long)[0]
     assert companion.epochs * companion.updates >= 30 > run.epochs * run.updates
-    np.testing.assert_array_equal(train([companion, run], DIGITS).weights[1], train([run], DIGITS).weights[0])
+    np.testing.assert_array_equal(
+        train([companion, run], DIGITS, impl=impl).weights[1], train([run], DIGITS, impl=impl).weights[0]
+    )
 
 
 def test_the_length_of_blocks_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = runs_of(small(axes=AXES, hyperparameters={"data_fraction": 0.2}))
-    whole = weights_of(train(runs, DIGITS))
+    whole = weights_of(train(runs, DIGITS, impl="reference"))
     block = Batches.block
     lengths = []
 
@@ -107,7 +114,7 @@ def test_the_length_of_blocks_changes_no_bit(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Batches, "block", noted)
     monkeypatch.setattr("zoo.train.BLOCK", 1)
-    np.testing.assert_array_equal(weights_of(train(runs, DIGITS)), whole)
+    np.testing.assert_array_equal(weights_of(train(runs, DIGITS, impl="reference")), whole)
     assert max(lengths) == 16
 
 
@@ -122,14 +129,15 @@ def test_same_call_same_bits_and_another_seed_others() -> None:
         assert np.abs(first[0] - first[1]).max() > 0.1
 
 
-def test_more_checkpoints_are_the_same_ones_and_the_first_is_the_start() -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_more_checkpoints_are_the_same_ones_and_the_first_is_the_start(impl: str) -> None:
     axes = {name: values for name, values in AXES.items() if name != "epochs"}
     many, few = (
         runs_of(small(axes=axes, checkpoints=epochs, hyperparameters={"epochs": 3}))
         for epochs in ((0, 1, 2, 3), (0, 2))
     )
     assert [run.run for run in many] == [run.run for run in few]
-    dense, sparse = weights_of(train(many, DIGITS)), weights_of(train(few, DIGITS))
+    dense, sparse = weights_of(train(many, DIGITS, impl=impl)), weights_of(train(few, DIGITS, impl=impl))
     np.testing.assert_array_equal(dense[:, [0, 2]], sparse)
     keys = np.array([run.key for run in many], np.uint64)
     start = initial_weights(many[0].architecture, keys, ["torch"] * len(many), np.ones(len(many)))
@@ -137,19 +145,21 @@ def test_more_checkpoints_are_the_same_ones_and_the_first_is_the_start() -> None
     assert (np.abs(np.diff(dense, axis=1)).max(2) > 0).all()
 
 
-def test_no_epochs_keeps_the_start() -> None:
-    trained = train(runs_of(small(hyperparameters={"epochs": 0})), DIGITS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_no_epochs_keeps_the_start(impl: str) -> None:
+    trained = train(runs_of(small(hyperparameters={"epochs": 0})), DIGITS, impl=impl)
     assert trained.weights.shape[:2] == (1, 1)
     assert trained.weights.isfinite().all()
 
 
-def test_only_the_first_samples_are_used() -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_only_the_first_samples_are_used(impl: str) -> None:
     run = runs_of(small())[0]
     assert run.samples == 60
     broken = DIGITS.train_x.copy()
     broken[run.samples :] = np.nan
     data = dataclasses.replace(DIGITS, train_x=broken)
-    np.testing.assert_array_equal(train([run], data).weights, train([run], DIGITS).weights)
+    np.testing.assert_array_equal(train([run], data, impl=impl).weights, train([run], DIGITS, impl=impl).weights)
 
 
 def test_padding_is_not_looked_at() -> None:
@@ -157,17 +167,18 @@ def test_padding_is_not_looked_at() -> None:
         runs_of(small(hyperparameters={"batch_size": 31}))[0], samples=62, epochs=1, checkpoints=(1,)
     )
     assert (run.micro, run.updates) == (16, 2)  # 32 places for 31 samples
-    padded = train([run], DIGITS, dtype=torch.float64).weights
+    padded = train([run], DIGITS, dtype=torch.float64, impl="reference").weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "micro", 31)
-        whole = train([run], DIGITS, dtype=torch.float64).weights
+        whole = train([run], DIGITS, dtype=torch.float64, impl="reference").weights
     torch.testing.assert_close(padded, whole, rtol=1e-12, atol=1e-13)
 
 
-def test_progress_counts_samples() -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_progress_counts_samples(impl: str) -> None:
     runs = runs_of(small(seeds=(0, 1, 2)))
     seen: list[int] = []
-    train(runs, DIGITS, progress=seen.append)
+    train(runs, DIGITS, progress=seen.append, impl=impl)
     assert sum(seen) == sum(run.epochs * run.updates * 32 for run in runs)
 
 
@@ -208,13 +219,13 @@ def test_label_noise(data: str) -> None:
 # Divergence
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn"])
-def test_a_run_that_diverges_says_so_and_hurts_nobody(family: str) -> None:
+@pytest.mark.parametrize(("family", "impl"), [("mlp", "compiled"), ("mlp", "reference"), ("cnn", "reference")])
+def test_a_run_that_diverges_says_so_and_hurts_nobody(family: str, impl: str) -> None:
     hyper = {"epochs": 4, "batch_size": 16, "weight_decay": 0.3}
     numbers = {"width": 6, "activation": "relu"} if family == "mlp" else {"channels": 4}
     axes = {"learning_rate": (0.05, 1000.0, 0.02)}
     runs = runs_of(small(family, axes=axes, numbers=numbers, checkpoints=(0, 1, 2, 3, 4), hyperparameters=hyper))
-    trained = train(runs, DIGITS)
+    trained = train(runs, DIGITS, impl=impl)
     rates = [run.values["learning_rate"] for run in runs]
     bad = rates.index(1000.0)
     assert [bool(reason) for reason in trained.diverged] == [rate == 1000.0 for rate in rates]
@@ -227,7 +238,7 @@ def test_a_run_that_diverges_says_so_and_hurts_nobody(family: str) -> None:
     assert not any(trained.weights[bad, e].isfinite().any() for e in range(5) if e * runs[bad].updates > step)
     others = [number for number in range(3) if number != bad]
     assert trained.weights[others].isfinite().all()
-    without = train([runs[number] for number in others], DIGITS).weights
+    without = train([runs[number] for number in others], DIGITS, impl=impl).weights
     if family == "mlp":
         assert torch.equal(trained.weights[others], without)
     else:

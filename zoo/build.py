@@ -20,7 +20,8 @@ from zoo.shards import build_shard, groups, one_thread
 from zoo.spec import ZooSpec
 from zoo.train import train
 
-START = 4.0  # seconds until a worker process trains: importing torch
+START = 5.0  # seconds until a worker process trains: importing torch and numba
+CLOCK = 0.05  # seconds that are long enough to be extrapolated
 CALIBRATION = 1.5  # seconds spent on measuring what a step costs here
 
 
@@ -161,7 +162,7 @@ def estimate(
         if signature in measured or time.perf_counter() - begin > CALIBRATION:
             continue
         if not measured:
-            _seconds(group, plan, device)  # the first call also pays for torch's own start
+            _seconds(group, plan, device)  # the first call also pays for torch's own start, and for compiling once
         measured[signature] = _seconds(group, plan, device)
         ratios.append(measured[signature] / max(_cost(group), 1e-12))
     mean = sum(ratios) / len(ratios) if ratios else 0.0
@@ -189,18 +190,27 @@ def _cost(group: Sequence[Run]) -> float:
 
 
 def _seconds(group: Sequence[Run], plan: Plan, device: str) -> float:
-    """Seconds for the whole training of a group, from eight micro-batches of it."""
-    short = [
-        dataclasses.replace(
-            run, samples=run.values["batch_size"], epochs=max(8 * run.micro // run.values["batch_size"], 1)
-        )
-        for run in group
-    ]
-    short = [dataclasses.replace(run, checkpoints=(run.epochs,) * len(run.checkpoints)) for run in short]
-    begin = time.perf_counter()
-    with one_thread():
-        train(short, plan.data, device=device)
-    return (time.perf_counter() - begin) * _micro_steps(group) / max(_micro_steps(short), 1)
+    """Seconds for the whole training of a group, from eight micro-batches of it, or as many as a clock needs."""
+    steps, longest = 8, _micro_steps(group)
+    while True:
+        short = [_shortened(run, steps) for run in group]
+        begin = time.perf_counter()
+        with one_thread():
+            impl = train(short, plan.data, device=device).impl
+        seconds = time.perf_counter() - begin
+        if seconds > CLOCK or steps >= longest:
+            break
+        steps *= 4
+    # compiled code trains one run after the other, the reference all at once for as long as the longest takes
+    length = work if impl == "compiled" else _micro_steps
+    return seconds * length(group) / max(length(short), 1)
+
+
+def _shortened(run: Run, micro_steps: int) -> Run:
+    """The run for so many micro-batches, of one batch an epoch."""
+    epochs = max(micro_steps * run.micro // run.values["batch_size"], 1)
+    checkpoints = (epochs,) * len(run.checkpoints)
+    return dataclasses.replace(run, samples=run.values["batch_size"], epochs=epochs, checkpoints=checkpoints)
 
 
 def _free(folder: str | None) -> int | None:

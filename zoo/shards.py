@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,14 @@ def build_shard(
     with one_thread():
         trained = [train(group, plan.data, device=device, progress=progress) for group in groups(runs)]
         rows, weights = _table(zoo, plan, runs, trained)
-    versions = software(torch=torch.__version__, device=torch.device(device).type)
+    versions = software(torch=torch.__version__, device=torch.device(device).type, **_compiled(trained))
     write_shard(zoo, variant, shard, weights, rows, versions)
+
+
+def _compiled(trained: Sequence[Trained]) -> dict[str, str]:
+    """What a fragment says of compiled code, if some trained it."""
+    used = any(result.impl == "compiled" for result in trained)
+    return {"impl": "compiled", "numba": version("numba")} if used else {}
 
 
 @contextmanager

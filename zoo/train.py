@@ -1,7 +1,9 @@
-"""Train a group of runs as one batch, in plain torch. The oracle of every faster path."""
+"""Train a group of runs: compiled code where there is some for it, or as one batch in plain torch, the oracle of it."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from catalog.errors import InvalidSpecError, unknown_name
+from kernels.mlp.network import MLP, UnsupportedError, mlp_of
 from kernels.optimizers import OPTIMIZERS
 from kernels.population import Noise, forward_of
 from kernels.random import uniform, words
@@ -22,6 +26,7 @@ from zoo.schedules import SCHEDULES
 
 LABEL_SITE = 3  # of the random streams
 BLOCK = 1 << 20  # sample numbers drawn ahead at once
+IMPLEMENTATIONS = ("compiled", "reference")
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,12 @@ class Trained:
     Args:
         weights: (runs, checkpoints, size), in the type it was trained in; NaN where a run had diverged.
         diverged: (runs,) reason, "" for a run that stayed finite.
+        impl: which of `IMPLEMENTATIONS` did it.
     """
 
     weights: Tensor
     diverged: tuple[str, ...]
+    impl: str = "reference"
 
 
 def noisy_labels(runs: Sequence[Run], labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -42,11 +49,14 @@ def noisy_labels(runs: Sequence[Run], labels: np.ndarray, num_classes: int) -> n
 
     With probability `label_noise` a sample's label is one of the other classes, all equally likely, fixed for the run.
     """
-    keys = _keys(runs)
-    rate = np.array([run.values["label_noise"] for run in runs])[:, None]
-    noisy = uniform(keys, LABEL_SITE, 0, count=len(labels)) < rate
+    rate = _values(runs, "label_noise")
+    some = rate > 0  # what has none draws nothing: that would take as long as an epoch of compiled training
+    keys = _keys(runs)[some]
+    noisy = uniform(keys, LABEL_SITE, 0, count=len(labels)) < rate[some, None]
     shift = 1 + words(keys, LABEL_SITE, 1, count=len(labels)) % (num_classes - 1)
-    return np.where(noisy, (labels + shift) % num_classes, labels)
+    out = np.repeat(labels[None], len(runs), axis=0)
+    out[some] = np.where(noisy, (labels + shift) % num_classes, labels)
+    return out
 
 
 def train(
@@ -56,29 +66,82 @@ def train(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] | None = None,
+    impl: str | None = None,
 ) -> Trained:
     """Train runs of one architecture, optimiser and micro-batch size together.
 
     Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, MLPs to the
     bit (on a CPU whose MKL was told so, see `zoo/__init__.py`), CNNs but for rounding in grouped convolutions (3e-8).
+    Implementations differ by rounding.
 
     Args:
         progress: called now and then with the samples worked off since the last call.
+        impl: "compiled" for numba (MLPs on a CPU), "reference" for plain torch, None for the first that can.
 
     Raises:
         ValueError: runs that cannot share a group.
+        InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`.
     """
     if len({(run.architecture.name, run.group) for run in runs}) != 1:
         raise ValueError("runs of one call must share architecture, optimizer and micro-batch size")
+    network = None if impl == "reference" else _compilable(runs[0].architecture, device, dtype, impl)
+    if network:
+        from zoo.train_compiled import CompiledGroup
+
+        labels = noisy_labels(runs, data.train_y, data.num_classes)
+        compiled = CompiledGroup(runs, network, data, labels, NUMPY[dtype])
+        _report(compiled.run(), progress)
+        return Trained(torch.from_numpy(compiled.kept), tuple(compiled.diverged), "compiled")
     group = _Group(tuple(runs), data, device, dtype)
-    for samples in group.run():
-        if progress:
-            progress(samples)
+    _report(group.run(), progress)
     return Trained(group.kept, tuple(group.diverged))
 
 
+def _report(working: Iterator[int], progress: Callable[[int], None] | None) -> None:
+    """Work to the end."""
+    for samples in working:
+        if progress:
+            progress(samples)
+
+
+NUMPY: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def _compilable(architecture: Architecture, device: str, dtype: torch.dtype, impl: str | None) -> MLP | None:
+    """The network, if compiled code can train it; else None, and on a CPU a note in the log, once a reason.
+
+    Raises:
+        InvalidSpecError: it cannot, and `impl` is "compiled". UnknownNameError: `impl` is neither that nor None.
+    """
+    if impl not in (None, "compiled"):
+        raise unknown_name("implementation", str(impl), IMPLEMENTATIONS)
+    try:
+        if torch.device(device).type != "cpu":
+            raise UnsupportedError(f"compiled training runs on a CPU, not on {device}")
+        if dtype not in NUMPY:
+            raise UnsupportedError(f"compiled training is in float32 or float64, not in {dtype}")
+        network = mlp_of(architecture.build("meta"))
+        import kernels.mlp.training  # noqa: F401  # whether numba is there and fits this numpy
+    except (UnsupportedError, ImportError) as error:
+        if impl is not None:
+            raise InvalidSpecError(f"impl 'compiled' cannot train {architecture.name}: {error}") from error
+        if torch.device(device).type == "cpu":
+            _note(f"family {architecture.family} trains in plain torch: {error}")
+        return None
+    return network
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Log a warning, once."""
+    logging.getLogger(__name__).warning(text)
+
+
 class _Group:
-    """Stacked state of the runs that still train. Finished and diverged ones leave, the rest never notice."""
+    """The reference: stacked state of the runs that still train.
+
+    Finished and diverged ones leave, the rest never notice.
+    """
 
     def __init__(self, runs: tuple[Run, ...], data: Dataset, device: str, dtype: torch.dtype) -> None:
         self.runs, self.device, self.dtype = runs, device, dtype
@@ -139,7 +202,7 @@ class _Group:
         runs, timing = [self.runs[number] for number in active], self.timing
         index, position, update = timing.block(start, stop)
         last = (np.arange(start, stop)[:, None] + 1) % timing.splits == 0
-        rates = _learning_rates(runs, update, timing.updates)[..., None]
+        rates = learning_rates(runs, update, timing.updates)[..., None]
         shares = (position >= 0) / timing.batch_size[:, None]  # of a sample in the gradient of its batch
         steps = zip(
             *(self._tensor(value) for value in (index, np.maximum(position, 0), update, last)),
@@ -223,7 +286,7 @@ def _batches(runs: Sequence[Run]) -> Batches:
     return Batches(_keys(runs), sizes, samples, runs[0].micro)
 
 
-def _learning_rates(runs: Sequence[Run], update: np.ndarray, updates: np.ndarray) -> np.ndarray:
+def learning_rates(runs: Sequence[Run], update: np.ndarray, updates: np.ndarray) -> np.ndarray:
     """Learning rate of each run at each micro-batch, (steps, runs) float64."""
     total = np.array([run.epochs for run in runs]) * updates
     period, decay, rate = (_values(runs, name) for name in ("schedule_period", "schedule_decay", "learning_rate"))
