@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -101,9 +102,9 @@ def busy_spec(name: str = "busy") -> ZooSpec:
     return dataclasses.replace(
         tiny(),
         name=name,
-        hyperparameters={"epochs": 12, "learning_rate": 0.1},
+        hyperparameters={"epochs": 600, "learning_rate": 0.1},
         axes={"width": (2, 3, 4, 5, 6, 7, 8, 9), "batch_size": (8, 32)},
-        checkpoints=(0, 12),
+        checkpoints=(0, 600),
     )
 
 
@@ -158,17 +159,21 @@ def test_kill_nine_and_restart(tmp_path: Path, busy_digest: str, target: str) ->
     spec = write_spec(busy_spec(), tmp_path / "busy.json")
     moments = random.Random(5 if target == "tree" else 6)
     path = tmp_path / "killed.zoo"
+    hit = 0
     for _ in range(3):
         process = command("build", spec, path, "--quiet")
         wait_until(lambda process=process: len(children(process.pid)) == 2 or process.poll() is not None)
         workers = children(process.pid)
         time.sleep(moments.uniform(0.5, 5.0))
-        os.kill(process.pid, signal.SIGKILL)
+        hit += process.poll() is None
+        process.kill()
         if target == "tree":
             for worker in workers:
-                os.kill(worker, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
         process.communicate()
         wait_until(lambda workers=workers: gone(workers), 30)  # a worker without a parent stops by itself
+    assert hit, "every build was over before its moment came"
     build(busy_spec(), path, workers=0)
     found = catalog.verify(path)
     assert found.ok, found.problems
