@@ -149,10 +149,10 @@ def export(
     """Write one network as a safetensors file."""
     with _errors(as_json):
         import catalog
-        from catalog.summary import one_row
+        from catalog.summary import find_row
 
         opened = catalog.open(zoo)
-        row = one_row(opened, run, epoch)
+        row = find_row(opened, run, epoch)
         opened.export(row, out)
         if as_json:
             print(json.dumps({"file": out, "run": run, "epoch": row["epoch"][0]}))

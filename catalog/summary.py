@@ -48,7 +48,7 @@ def summary(zoo: Zoo) -> dict[str, Any]:
     }
 
 
-def one_row(zoo: Zoo, run: str, epoch: int | None = None) -> pl.DataFrame:
+def find_row(zoo: Zoo, run: str, epoch: int | None = None) -> pl.DataFrame:
     """The row of a run at an epoch, the last stored one when no epoch is given. An unambiguous start of the id will do.
 
     Raises:
