@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from catalog.errors import InvalidSpecError, UnknownNameError
-from kernels.mlp import training
 from kernels.mlp.network import ACTIVATIONS, MLP, UnsupportedError, mlp_of
 from kernels.mlp.pointwise import shuffle
 from kernels.mlp.training import Model, Workspace
@@ -265,23 +264,3 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setitem(__import__("sys").modules, "kernels.mlp.training", None)  # as without numba
     assert train(mlp, DIGITS).impl == "reference"
     assert len(caplog.records) == 2
-
-
-def test_where_nothing_can_be_cached_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    training._compiled.cache_clear()
-    assert not training._compiled().stats.cache_path
-    training._compiled.cache_clear()
-
-
-def test_a_full_disk_does_not_stop_it() -> None:
-    calls = []
-
-    def full_at_first(value: int) -> int:
-        calls.append(value)
-        if len(calls) == 1:
-            raise OSError(28, "No space left on device")
-        return value
-
-    assert training._run(full_at_first, 3) == 3
-    assert calls == [3, 3]

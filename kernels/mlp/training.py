@@ -10,21 +10,19 @@ reaches no number outside it: every sum runs over true lengths.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS, activate, drop, exp, shuffle
 from kernels.mlp.tiles import OPTIONS, ROWS, column_sums, compiled, matmul, padded
+from kernels.programs import Program
 
 SGD, ADAMW = range(2)
 OPTIMIZERS = {"sgd": SGD, "adamw": ADAMW}
@@ -223,27 +221,8 @@ def _train(sources: str) -> Any:
     return train
 
 
-@cache
-def _compiled(cached: bool = True) -> Any:
-    """The dispatcher, from numba's cache where there is a folder to write it to: beside this file, or the user's.
-
-    Set NUMBA_CACHE_DIR for another. A read-only installation without any compiles in each process.
-    """
-    here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), here.parent / "random.py"])
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    try:
-        return njit(cache=cached, **OPTIONS)(_train(sources))
-    except RuntimeError:  # no folder to keep it in
-        return njit(**OPTIONS)(_train(sources))
-
-
-def _run(program: Any, *arguments: Any) -> Any:
-    """Calls compiled code, also where its cache cannot be written: a full disk, say, which shows before it begins."""
-    try:
-        return program(*arguments)
-    except OSError:  # by now it is compiled
-        return program(*arguments)
+FOLDER = Path(__file__).parent
+TRAIN = Program(_train, [*FOLDER.glob("*.py"), FOLDER.parent / "random.py"], OPTIONS)
 
 
 def _aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
@@ -382,10 +361,10 @@ class Model:
             raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
         space = self.workspace
         return int(
-            _run(
-                _compiled(), space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first,
-                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
-                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key,
-                space.zeros, space.unit, space.scratch, space.places, space.picked,
+            TRAIN(
+                space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first, self.second,
+                self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size, start, stop,
+                np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
+                space.unit, space.scratch, space.places, space.picked,
             )
         )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Compiled programs without a cache, on a full disk, and what the first call says."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.mlp import training
+from kernels.programs import Program
+
+
+def doubling(digest: str) -> Callable[..., Any]:
+    def double(value: int) -> int:
+        digest  # noqa: B018  # makes it a part of the function
+        return 2 * value
+
+    return double
+
+
+def test_the_first_call_says_what_compiling_took(caplog: pytest.LogCaptureFixture) -> None:
+    program = Program(doubling, [Path(__file__)], {})
+    program.dispatcher = program.compile(cached=False)
+    with caplog.at_level(logging.INFO):
+        assert [program(3), program(4)] == [6, 8]
+        assert ["double: first call" in record.message for record in caplog.records] == [True]
+        assert program(0.5) == 1.0  # another type compiles again
+    assert len(caplog.records) == 2
+
+
+def test_where_nothing_can_be_cached_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    assert not training.TRAIN.compile().stats.cache_path
+
+
+def test_changed_sources_are_another_program(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    source.write_text("1")
+    program = Program(lambda digest: lambda: digest, [source], {})
+    first = program.compile(cached=False)()
+    source.write_text("2")
+    assert program.compile(cached=False)() != first
+
+
+def test_a_full_disk_does_not_stop_it() -> None:
+    calls = []
+
+    def full_at_first(value: int) -> int:
+        calls.append(value)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return value
+
+    full_at_first.signatures = []  # type: ignore[attr-defined]  # as numba's dispatchers have
+    program = Program(doubling, [], {})
+    program.dispatcher = full_at_first
+    assert program(3) == 3
+    assert calls == [3, 3]
