@@ -45,12 +45,12 @@ class Program:
         """The function's result. A call that had to compile says in the log how long that took."""
         if self.dispatcher is None:
             self.dispatcher = self.compile()
-        known, begin = len(self.dispatcher.signatures), time.perf_counter()
+        known, begin = len(self.dispatcher.overloads), time.perf_counter()
         try:
             result = self.dispatcher(*arguments)
         except OSError:  # the cache cannot be written, a full disk, say, which shows before it begins: it is compiled
             result = self.dispatcher(*arguments)
-        if len(self.dispatcher.signatures) > known:
+        if len(self.dispatcher.overloads) > known:
             self._report(time.perf_counter() - begin)
         return result
 

@@ -30,13 +30,17 @@ def population(architecture: Architecture) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def one_by_one(
-    architecture: Architecture, row: Tensor, x: Tensor, y: Tensor, count: int
+    architecture: Architecture, row: Tensor, x: Tensor, y: Tensor, count: int, loss: str = "cross_entropy"
 ) -> tuple[float, float, Tensor]:
     module = architecture.build().double().eval()
     module.load_state_dict(architecture.layout.unflatten(row))
     logits = module(x).detach()
     wrong = logits.argmax(1) != y
-    return float(F.cross_entropy(logits[:count], y[:count])), 1 - float(wrong[:count].double().mean()), wrong
+    if loss == "mse":
+        mean = F.mse_loss(logits[:count], torch.eye(4, dtype=torch.float64)[y[:count]])
+    else:
+        mean = F.cross_entropy(logits[:count], y[:count])
+    return float(mean), 1 - float(wrong[:count].double().mean()), wrong
 
 
 @pytest.mark.parametrize("own_labels", [False, True])
@@ -45,12 +49,13 @@ def test_as_one_by_one(architecture: Architecture, own_labels: bool) -> None:
     weights, x, y = population(architecture)
     labels = torch.stack([(y + model) % 4 for model in range(MODELS)]) if own_labels else y
     samples = torch.arange(1, MODELS + 1) * 6 if own_labels else None
-    found = evaluate(architecture, weights, x, labels, samples)
+    losses = ["mse" if own_labels and model % 2 else "cross_entropy" for model in range(MODELS)]
+    found = evaluate(architecture, weights, x, labels, samples, loss_functions=losses)
     assert found.error_bits.shape == (MODELS, 6)
     for model in range(MODELS):
         count = SAMPLES if samples is None else int(samples[model])
         mine = labels[model] if own_labels else y
-        loss, accuracy, wrong = one_by_one(architecture, weights[model], x, mine, count)
+        loss, accuracy, wrong = one_by_one(architecture, weights[model], x, mine, count, losses[model])
         np.testing.assert_allclose([found.loss[model], found.accuracy[model]], [loss, accuracy], rtol=1e-12)
         bits = np.unpackbits(found.error_bits[model])
         np.testing.assert_array_equal(bits[:SAMPLES], wrong.numpy())  # all samples, also those that do not count

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ SHAPES = [(1, 1), (2, 2), (5, 7), (1, 16), (2, 33), (0, 1), (1, 64), (2, 130)]  
 NAMES = tuple(ACTIVATIONS.values())
 MIXED: dict[str, Any] = {
     "batch_size": (8, 17, 32, 100, 128),
-    "learning_rate": Range(1e-3, 1e-1, log=True),
+    "learning_rate": Range(5e-3, 1e-1, log=True),
     "optimizer": ("sgd", "adamw"),
+    "loss_function": ("cross_entropy", "mse"),
     "schedule": tuple(SCHEDULES),
     "momentum": (0.0, 0.9),
     "weight_decay": (0.0, 0.05),
@@ -224,6 +226,40 @@ def test_models_check_what_they_are_given() -> None:
     for first, last, rates in ((0, 3, 2), (2, 2, 0), (-1, 1, 2)):
         with pytest.raises(ValueError, match="need as many"):
             model.train(first, last, np.zeros(rates))
+
+
+# Threads
+
+
+def test_no_bit_depends_on_threads() -> None:
+    for runs in mixed(2, 33, "tanh")[:2]:
+        alone, together = (train(runs, DIGITS, threads=threads) for threads in (1, 3))
+        assert torch.equal(alone.weights, together.weights)
+        assert not alone.weights.isnan().any()
+
+
+def test_what_goes_wrong_in_a_thread_reaches_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_arguments: Any) -> int:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Model, "train", breaks)
+    before = threading.active_count()
+    with pytest.raises(MemoryError, match="no room"):
+        train(mixed(1, 5, "relu")[0], DIGITS, threads=2)
+    assert threading.active_count() == before
+
+
+def test_interrupted_no_thread_goes_on() -> None:
+    runs = [dataclasses.replace(run, samples=1000, epochs=10_000) for run in runs_of(ZooSpec("x", seeds=(0, 1, 2)))]
+    before = threading.active_count()
+
+    def interrupt(_samples: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # with its traceback, which holds on to everything
+        train(runs, DIGITS, threads=2, progress=interrupt)
+    assert threading.active_count() == before
+    assert kept
 
 
 # Choosing

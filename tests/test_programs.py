@@ -52,7 +52,7 @@ def test_a_full_disk_does_not_stop_it() -> None:
             raise OSError(28, "No space left on device")
         return value
 
-    full_at_first.signatures = []  # type: ignore[attr-defined]  # as numba's dispatchers have
+    full_at_first.overloads = {}  # type: ignore[attr-defined]  # as numba's dispatchers have
     program = Program(doubling, [], {})
     program.dispatcher = full_at_first
     assert program(3) == 3

@@ -47,6 +47,7 @@ def test_presets_survive_json_and_plan(name: str) -> None:
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "optimizer": st.sampled_from(["sgd", "adamw"]),
+    "loss_function": st.sampled_from(["cross_entropy", "mse"]),
     "learning_rate": st.floats(1e-6, 1e3),
     "batch_size": st.integers(1, 2**20),
     "dropout": st.floats(0, 0.999),
@@ -211,7 +212,8 @@ def test_an_id_depends_on_neither_place_nor_companions() -> None:
 
 
 OTHER: dict[str, Any] = {
-    "optimizer": "adamw", "learning_rate": 0.01, "momentum": 0.5, "beta2": 0.9, "epsilon": 1e-6, "weight_decay": 0.1,
+    "optimizer": "adamw", "loss_function": "mse", "learning_rate": 0.01, "momentum": 0.5, "beta2": 0.9,
+    "epsilon": 1e-6, "weight_decay": 0.1,
     "schedule": "cosine", "schedule_period": 0.5, "schedule_decay": 0.5, "batch_size": 4, "epochs": 5, "min_steps": 9,
     "label_noise": 0.1, "data_fraction": 0.5, "dropout": 0.1, "initialization": "orthogonal",
     "initialization_gain": 2.0,

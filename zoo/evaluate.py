@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from catalog.errors import unknown_name
+from kernels.losses import LOSSES
 from kernels.population import forward
 from zoo.architectures import Architecture
 
@@ -20,7 +22,7 @@ class Evaluation:
     """Results of a population.
 
     Args:
-        loss: (models,) float64, mean cross-entropy in nats.
+        loss: (models,) float64, mean over the samples of the model's loss function.
         accuracy: (models,) float64.
         error_bits: (models, ceil(samples / 8)) uint8; bit i, most significant first, is 1 where sample i
             is misclassified.
@@ -32,7 +34,13 @@ class Evaluation:
 
 
 def evaluate(
-    architecture: Architecture, weights: Tensor, x: Tensor, y: Tensor, samples: Tensor | None = None
+    architecture: Architecture,
+    weights: Tensor,
+    x: Tensor,
+    y: Tensor,
+    samples: Tensor | None = None,
+    *,
+    loss_functions: Sequence[str] | str = "cross_entropy",
 ) -> Evaluation:
     """Evaluate all models, in eval mode.
 
@@ -43,33 +51,46 @@ def evaluate(
             consecutive models (the checkpoints of a run).
         samples: (models,) how many of the first samples count for a model's loss and accuracy; None for all. The error
             bits cover all samples.
+        loss_functions: a name in `kernels.losses.LOSSES` for all models, or one for each.
 
     Raises:
         ValueError: weights that do not fit the architecture, or labels that do not fit the weights.
+        UnknownNameError: a loss function that is none.
     """
     layout = architecture.layout
     if weights.shape[-1] != layout.size:
         raise ValueError(f"last axis must hold {layout.size} weights ({architecture.name}), got {weights.shape[-1]}")
     if y.dim() == 2 and len(weights) % len(y):
         raise ValueError(f"{len(y)} rows of labels do not divide {len(weights)} models")
+    losses = [loss_functions] * len(weights) if isinstance(loss_functions, str) else list(loss_functions)
+    if len(losses) != len(weights):
+        raise ValueError(f"expected a loss function a model, {len(weights)}, got {len(losses)}")
+    for name in set(losses) - set(LOSSES):
+        raise unknown_name("loss function", name, LOSSES)
+    counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
+    return _reference(architecture, weights, x, y, counted, losses)
+
+
+def _reference(
+    architecture: Architecture, weights: Tensor, x: Tensor, y: Tensor, counted: np.ndarray, loss_functions: list[str]
+) -> Evaluation:
+    """In plain torch, some models and samples at a time. Arguments as for `evaluate`."""
     module = architecture.build("meta")
     widest = max([x[0].numel(), *(layer.numel() for layer in _activations(architecture))])
     models = max(min(64, ACTIVATIONS // (widest * min(len(x), 256))), 1)
     batch = max(ACTIVATIONS // (widest * models), 1)
-    counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
     mean_loss, accuracy = np.empty(len(weights)), np.empty(len(weights))
     error_bits = np.empty((len(weights), -(-len(x) // 8)), np.uint8)
     with torch.inference_mode():
         for first in range(0, len(weights), models):
             part = slice(first, min(first + models, len(weights)))
-            tensors = layout.unflatten(weights[part])
+            tensors = architecture.layout.unflatten(weights[part])
             labels = y.expand(part.stop - first, -1) if y.dim() == 1 else y[_rows(part, len(weights) // len(y), y)]
             losses, wrongs = [], []
             for start in range(0, len(x), batch):
                 logits = forward(module, tensors, x[start : start + batch], shared=True)
                 target = labels[:, start : start + batch]
-                each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-                losses.append(each.view_as(target))
+                losses.append(_losses(logits, target, loss_functions[part]))
                 wrongs.append(logits.argmax(-1) != target)
             wrong = torch.cat(wrongs, 1).cpu().numpy()
             counts = np.arange(len(x)) < counted[part, None]
@@ -77,6 +98,14 @@ def evaluate(
             accuracy[part] = 1 - (wrong & counts).sum(1) / counted[part]
             error_bits[part] = np.packbits(wrong, axis=1)
     return Evaluation(mean_loss, accuracy, error_bits)
+
+
+def _losses(logits: Tensor, target: Tensor, names: list[str]) -> Tensor:
+    """(models, samples), each model's by its own function."""
+    found = {name: LOSSES[name](logits.flatten(0, 1), target.flatten()).view_as(target) for name in set(names)}
+    if len(found) == 1:
+        return found[names[0]]
+    return torch.stack([found[name][model] for model, name in enumerate(names)])
 
 
 def _rows(models: slice, each: int, y: Tensor) -> Tensor:

@@ -61,9 +61,9 @@ class Run:
         return micro_batch(self.values["batch_size"], whole=self.architecture.has_batch_norm)
 
     @property
-    def group(self) -> tuple[str, int]:
+    def group(self) -> tuple[str, int, str]:
         """Runs of one variant and group train as one batch."""
-        return self.values["optimizer"], self.micro
+        return self.values["optimizer"], self.micro, self.values["loss_function"]
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _statuses(runs: Sequence[Run], reasons: list[str], stored: np.ndarray, dtype
 
 
 def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np.ndarray) -> dict[str, pl.Series]:
-    """Loss, accuracy and error bits of every checkpoint as stored; null where there are no weights.
+    """Loss (the one trained with), accuracy and error bits of every checkpoint; null where there are no weights.
 
     `train_*`: the labels the run was trained on, over those of the first `train_samples` that it used.
     """
@@ -101,6 +101,7 @@ def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np
     labels = torch.from_numpy(noisy_labels(runs, data.train_y, data.num_classes)[:, :count]).to(device)
     used = torch.tensor([min(run.samples, count) for run in runs]).repeat_interleave(each)
     flat = weights.flatten(0, 1)
+    losses = [run.values["loss_function"] for run in runs for _ in range(each)]
     train_x, test_x = (torch.from_numpy(x).to(device, flat.dtype) for x in (data.train_x[:count], data.test_x))
     parts = {
         "train": (train_x, labels, used),
@@ -109,7 +110,7 @@ def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np
     columns: dict[str, pl.Series] = {}
     known = stored.reshape(-1)
     for name, (x, y, samples) in parts.items():
-        found = evaluate(runs[0].architecture, flat, x, y, samples)
+        found = evaluate(runs[0].architecture, flat, x, y, samples, loss_functions=losses)
         measured: dict[str, tuple[list[Any], type[pl.DataType]]] = {
             "loss": (found.loss.tolist(), pl.Float64),
             "accuracy": (found.accuracy.tolist(), pl.Float64),

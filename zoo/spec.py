@@ -11,6 +11,7 @@ from typing import Any
 
 from catalog.errors import InvalidSpecError, unknown_name
 from catalog.grid import STORED_AS
+from kernels.losses import LOSSES
 from kernels.optimizers import OPTIMIZERS
 from zoo.architectures import ARCHITECTURES, check_number
 from zoo.datasets import DATASETS
@@ -74,6 +75,7 @@ def _name(known: Mapping[str, Any]) -> Hyperparameter:
 
 HYPERPARAMETERS: dict[str, Hyperparameter] = {
     "optimizer": _name(OPTIMIZERS),
+    "loss_function": _name(LOSSES),
     "learning_rate": Hyperparameter(0.05, "a number above 0, at most 1000", _number(0, 1e3, low_open=True)),
     "momentum": Hyperparameter(0.9, "a number in [0, 1); AdamW's first beta", _number(0, 1, high_open=True)),
     "beta2": Hyperparameter(0.999, "a number in [0, 1)", _number(0, 1, high_open=True)),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from catalog.errors import InvalidSpecError, unknown_name
+from kernels.losses import LOSSES
 from kernels.mlp.network import MLP, UnsupportedError, mlp_of
 from kernels.optimizers import OPTIMIZERS
 from kernels.population import Noise, forward_of
@@ -67,8 +68,9 @@ def train(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] | None = None,
     impl: str | None = None,
+    threads: int | None = None,
 ) -> Trained:
-    """Train runs of one architecture, optimiser and micro-batch size together.
+    """Train runs of one architecture, optimiser, loss function and micro-batch size together.
 
     Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, MLPs to the
     bit (on a CPU whose MKL was told so, see `zoo/__init__.py`), CNNs but for rounding in grouped convolutions (3e-8).
@@ -77,19 +79,20 @@ def train(
     Args:
         progress: called now and then with the samples worked off since the last call.
         impl: "compiled" for numba (MLPs on a CPU), "reference" for plain torch, None for the first that can.
+        threads: runs that compiled code trains at once, None for as many as torch uses. No bit depends on it.
 
     Raises:
         ValueError: runs that cannot share a group.
         InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`.
     """
     if len({(run.architecture.name, run.group) for run in runs}) != 1:
-        raise ValueError("runs of one call must share architecture, optimizer and micro-batch size")
+        raise ValueError("runs of one call must share architecture, optimizer, loss_function and micro-batch size")
     network = None if impl == "reference" else _compilable(runs[0].architecture, device, dtype, impl)
     if network:
         from zoo.train_compiled import CompiledGroup
 
         labels = noisy_labels(runs, data.train_y, data.num_classes)
-        compiled = CompiledGroup(runs, network, data, labels, NUMPY[dtype])
+        compiled = CompiledGroup(runs, network, data, labels, NUMPY[dtype], threads or torch.get_num_threads())
         _report(compiled.run(), progress)
         return Trained(torch.from_numpy(compiled.kept), tuple(compiled.diverged), "compiled")
     group = _Group(tuple(runs), data, device, dtype)
@@ -97,11 +100,12 @@ def train(
     return Trained(group.kept, tuple(group.diverged))
 
 
-def _report(working: Iterator[int], progress: Callable[[int], None] | None) -> None:
-    """Work to the end."""
-    for samples in working:
-        if progress:
-            progress(samples)
+def _report(working: Generator[int], progress: Callable[[int], None] | None) -> None:
+    """Work to the end; when interrupted, its threads end before the interruption goes on."""
+    with contextlib.closing(working):
+        for samples in working:
+            if progress:
+                progress(samples)
 
 
 NUMPY: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
@@ -148,7 +152,7 @@ class _Group:
         self.architecture: Architecture = runs[0].architecture
         self.layout, self.module = self.architecture.layout, self.architecture.build("meta")
         self.forward = forward_of(self.module)
-        self.optimizer = OPTIMIZERS[runs[0].values["optimizer"]]
+        self.optimizer, self.loss = OPTIMIZERS[runs[0].values["optimizer"]], LOSSES[runs[0].values["loss_function"]]
         self.inputs = torch.from_numpy(data.train_x).to(device, dtype)
         self.labels = torch.from_numpy(noisy_labels(runs, data.train_y, data.num_classes)).to(device)
         self.timing = _batches(runs)
@@ -168,7 +172,7 @@ class _Group:
             for checkpoint, epoch in enumerate(run.checkpoints):
                 self.due.setdefault(epoch * each, []).append((number, checkpoint))
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int]:
         """Train to the end, block by block; yields the samples worked off."""
         active = np.arange(len(self.runs))
         time = 0
@@ -218,7 +222,7 @@ class _Group:
         for at, (sample, place, number, turn, share, hyper["learning_rate"], labels) in enumerate(steps):
             noise = Noise(keys, number, place, dropout) if drops else None
             logits = self.forward(self.module, tensors, self.inputs[sample], training=True, noise=noise)
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(share) * share
+            loss = self.loss(logits.flatten(0, 1), labels.flatten()).view_as(share) * share
             gradients = torch.autograd.grad(loss.sum(), leaves)
             losses[at] = loss.detach()
             self._update(parameters, torch.cat([g.flatten(1) for g in gradients], 1), hyper, last[at], turn)
@@ -291,8 +295,7 @@ def learning_rates(runs: Sequence[Run], update: np.ndarray, updates: np.ndarray)
     total = np.array([run.epochs for run in runs]) * updates
     period, decay, rate = (_values(runs, name) for name in ("schedule_period", "schedule_decay", "learning_rate"))
     factors = np.empty(update.shape)
-    for name, schedule in SCHEDULES.items():
+    for name in {run.values["schedule"] for run in runs}:
         mine = np.array([run.values["schedule"] == name for run in runs])
-        if mine.any():
-            factors[:, mine] = schedule(update[:, mine], total[mine], period[mine], decay[mine])
+        factors[:, mine] = SCHEDULES[name](update[:, mine], total[mine], period[mine], decay[mine])
     return factors * rate

@@ -1,8 +1,12 @@
-"""Train a group of MLPs one after the other by compiled code: what `zoo.train.train` uses on a CPU where it can."""
+"""Train a group of networks one after the other by compiled code: what `zoo.train.train` uses on a CPU where it can."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +26,20 @@ class CompiledGroup:
 
     Args:
         labels: (runs, samples) int64, what each run is trained on.
+        threads: as many runs train at once. No bit depends on it.
     """
 
     def __init__(
-        self, runs: Sequence[Run], network: MLP, data: Dataset, labels: np.ndarray, dtype: type[np.floating]
+        self,
+        runs: Sequence[Run],
+        network: MLP,
+        data: Dataset,
+        labels: np.ndarray,
+        dtype: type[np.floating],
+        threads: int = 1,
     ) -> None:
         self.runs, self.network, self.labels, self.dtype = runs, network, labels, dtype
+        self.threads = min(threads, len(runs))
         self.inputs = np.ascontiguousarray(data.train_x.reshape(len(data.train_x), -1), dtype)
         architecture = runs[0].architecture
         keys = np.array([run.key for run in runs], np.uint64)
@@ -36,29 +48,71 @@ class CompiledGroup:
         self.start = initial_weights(architecture, keys, schemes, gains)
         self.kept = np.full((len(runs), len(runs[0].checkpoints), architecture.layout.size), np.nan, dtype)
         self.diverged = [""] * len(runs)
-        self.workspace: Workspace | None = None
+        self.stopped = False
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int]:
         """Train to the end; yields the samples worked off, counted as the reference does, with its padding."""
-        for number in sorted(range(len(self.runs)), key=lambda n: int(self.runs[n].values["batch_size"])):
-            yield from self._one(number)
-        self.workspace = None
+        waiting = deque(sorted(range(len(self.runs)), key=lambda n: int(self.runs[n].values["batch_size"])))
+        if self.threads == 1:
+            yield from self._work(waiting)
+            return
+        done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
-    def _one(self, number: int) -> Iterator[int]:
+        def work() -> None:
+            try:
+                for samples in self._work(waiting):
+                    done.put(samples)
+                done.put(None)
+            except BaseException as error:  # raised again below, in the thread that asked
+                done.put(error)
+
+        threads = [threading.Thread(target=work) for _ in range(self.threads)]
+        for thread in threads:
+            thread.start()
+        try:
+            running = len(threads)
+            while running:
+                answer = done.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer is None:
+                    running -= 1
+                else:
+                    yield answer
+        finally:  # also when interrupted: nobody takes another run, and who is at one stops at its next report
+            waiting.clear()
+            self.stopped = True
+            for thread in threads:
+                thread.join()
+
+    def _work(self, waiting: deque[int]) -> Iterator[int]:
+        """Train runs as long as some wait, in buffers of this thread."""
+        workspace: Workspace | None = None
+        while not self.stopped:
+            try:
+                number = waiting.popleft()
+            except IndexError:
+                return
+            batch = int(self.runs[number].values["batch_size"])
+            if workspace is None or workspace.batch_size != batch:
+                workspace = Workspace.of(self.network, batch, self.dtype)
+            yield from self._one(number, workspace)
+
+    def _one(self, number: int, workspace: Workspace) -> Iterator[int]:
         """Train one run, from checkpoint to checkpoint."""
         run = self.runs[number]
-        batch = int(run.values["batch_size"])
-        if self.workspace is None or self.workspace.batch_size != batch:
-            self.workspace = Workspace.of(self.network, batch, self.dtype)
-        model = Model(
-            self.workspace, self.start[number], run.values["optimizer"], run.values, run.key, self.inputs,
-            self.labels[number], run.samples, SITE,
+        batch = workspace.batch_size
+        model: Any = Model(
+            workspace, self.start[number], run.values["optimizer"], run.values, run.key, self.inputs,
+            self.labels[number], run.samples, SITE, run.values["loss_function"],
         )  # fmt: skip
         padded = -(-batch // run.micro) * run.micro
         time, each = 0, max(CALL // batch, 1)
         for epoch in sorted({*run.checkpoints, run.epochs}):
             stop = epoch * run.updates
             for start in range(time, stop, each):
+                if self.stopped:
+                    return
                 steps = np.arange(start, min(start + each, stop))
                 rates = learning_rates([run], steps[:, None], np.array([run.updates]))[:, 0]
                 bad = model.train(start, start + len(steps), rates)

@@ -26,6 +26,8 @@ from kernels.programs import Program
 
 SGD, ADAMW = range(2)
 OPTIMIZERS = {"sgd": SGD, "adamw": ADAMW}
+CROSS_ENTROPY, MSE = range(2)
+LOSSES = {"cross_entropy": CROSS_ENTROPY, "mse": MSE}
 # Columns of the table of layers.
 INPUTS, OUTPUTS, IN, OUT, WEIGHT, BIAS, BELOW, HERE, SLOPE, STREAM = range(10)
 # Entries of the hyperparameters' array.
@@ -89,6 +91,25 @@ def _cross_entropy(logits: np.ndarray, classes: int, labels: np.ndarray, out: np
         for c in range(width):
             out[row, c] *= scale
         out[row, labels[row]] -= share
+    return finite
+
+
+@compiled
+def _squared_error(logits: np.ndarray, classes: int, labels: np.ndarray, out: np.ndarray) -> bool:
+    """Gradient of the batch's `kernels.losses.mse`, as `_cross_entropy`."""
+    number = logits.dtype.type
+    batch, width = logits.shape
+    share, each = number(2 / (batch * classes)), number(1 / classes)
+    finite = True
+    for row in range(batch):
+        total = number(0)
+        for c in range(classes):
+            difference = logits[row, c] - number(c == labels[row])
+            total += difference * difference
+            out[row, c] = share * difference
+        for c in range(classes, width):
+            out[row, c] = number(0)
+        finite &= math.isfinite(total * each)
     return finite
 
 
@@ -172,7 +193,7 @@ def _train(sources: str) -> Any:
     """The compiled program. `sources` is part of what its cache is found by: numba looks at this file only."""
 
     def train(
-        layers: np.ndarray, activation: int, optimizer: int, weights: np.ndarray, first: np.ndarray,
+        layers: np.ndarray, activation: int, loss: int, optimizer: int, weights: np.ndarray, first: np.ndarray,
         second: np.ndarray, ones: np.ndarray, inputs: np.ndarray, labels: np.ndarray, order: np.ndarray,
         spare: np.ndarray, site: int, batch: int, start: int, stop: int, rates: np.ndarray, hyper: np.ndarray,
         threshold: int, key: Any, zeros: np.ndarray, unit: np.ndarray, scratch: np.ndarray, places: np.ndarray,
@@ -205,7 +226,10 @@ def _train(sources: str) -> Any:
             _forward(layers, activation, weights, batch, scratch, key, step, threshold, hyper[KEPT])
             logits = _part(scratch, last[HERE], batch * last[OUT]).reshape(batch, last[OUT])
             gradient = _part(scratch, places[GRADIENT], batch * last[OUT]).reshape(batch, last[OUT])
-            finite = _cross_entropy(logits, last[OUTPUTS], picked, gradient)
+            if loss == MSE:
+                finite = _squared_error(logits, last[OUTPUTS], picked, gradient)
+            else:
+                finite = _cross_entropy(logits, last[OUTPUTS], picked, gradient)
             if not finite:
                 return step
             if optimizer == ADAMW:
@@ -307,7 +331,7 @@ class Model:
         key: its random streams.
         inputs: (samples, features), contiguous, of the workspace's type. labels: (samples,) int64 below the outputs.
         samples: how many of them it uses, the first ones; at least a batch. An epoch is one pass over them in whole
-            batches. site: random stream of their order.
+            batches. site: random stream of their order. loss: a name in `kernels.losses.LOSSES`.
     """
 
     def __init__(
@@ -321,6 +345,7 @@ class Model:
         labels: np.ndarray,
         samples: int,
         site: int,
+        loss: str = "cross_entropy",
     ) -> None:
         if inputs.shape[1:] != workspace.network.widths[:1] or inputs.dtype != workspace.dtype:
             raise ValueError(f"inputs {inputs.shape} {inputs.dtype} do not fit {workspace.network} {workspace.dtype}")
@@ -331,7 +356,8 @@ class Model:
         if not workspace.batch_size <= samples <= len(inputs):
             raise ValueError(f"{samples} samples of {len(inputs)} do not fill batches of {workspace.batch_size}")
         self.order, self.spare, self.site = np.empty(samples, np.int64), np.empty(samples, np.int64), site
-        self.workspace, self.optimizer, self.key = workspace, OPTIMIZERS[optimizer], np.uint64(key)
+        self.workspace, self.optimizer, self.loss = workspace, OPTIMIZERS[optimizer], LOSSES[loss]
+        self.key = np.uint64(key)
         self.inputs, self.labels = np.ascontiguousarray(inputs), np.ascontiguousarray(labels, np.int64)
         self.padded = workspace.pad(weights)
         self.first = _aligned(workspace.size, workspace.dtype)
@@ -362,9 +388,9 @@ class Model:
         space = self.workspace
         return int(
             TRAIN(
-                space.layers, KINDS[space.network.activation], self.optimizer, self.padded, self.first, self.second,
-                self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size, start, stop,
-                np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.zeros,
-                space.unit, space.scratch, space.places, space.picked,
+                space.layers, KINDS[space.network.activation], self.loss, self.optimizer, self.padded, self.first,
+                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
+                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key,
+                space.zeros, space.unit, space.scratch, space.places, space.picked,
             )
         )  # fmt: skip
