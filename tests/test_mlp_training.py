@@ -133,6 +133,7 @@ def test_neither_companions_nor_the_cut_into_calls_change_a_bit(monkeypatch: pyt
         whole = numbers(runs, "compiled", torch.float32)
         with monkeypatch.context() as patch:
             patch.setattr(train_compiled, "CALL", 1)  # a step a call
+            patch.setattr(train_compiled, "AHEAD", 5)
             for position in {0, len(runs) - 1}:
                 np.testing.assert_array_equal(numbers([runs[position]], "compiled", torch.float32)[0], whole[position])
         backwards = numbers(runs[::-1], "compiled", torch.float32)[::-1]

@@ -19,6 +19,7 @@ from zoo.plan import Run
 from zoo.train import learning_rates
 
 CALL = 1 << 18  # samples a call at most: some tens of milliseconds between reports of progress
+AHEAD = 1 << 16  # learning rates computed at once: a call of numpy costs as much as some steps of a small network
 
 
 class CompiledGroup:
@@ -108,18 +109,22 @@ class CompiledGroup:
         )  # fmt: skip
         padded = -(-batch // run.micro) * run.micro
         time, each = 0, max(CALL // batch, 1)
+        known, rates = 0, np.empty(0)  # learning rates of the steps up to `known`
         for epoch in sorted({*run.checkpoints, run.epochs}):
             stop = epoch * run.updates
             for start in range(time, stop, each):
                 if self.stopped:
                     return
-                steps = np.arange(start, min(start + each, stop))
-                rates = learning_rates([run], steps[:, None], np.array([run.updates]))[:, 0]
-                bad = model.train(start, start + len(steps), rates)
+                end = min(start + each, stop)
+                if end > known:
+                    known = max(end, min(start + AHEAD, run.epochs * run.updates))
+                    steps = np.arange(start, known)[:, None]
+                    rates = learning_rates([run], steps, np.array([run.updates]))[:, 0].astype(self.dtype)
+                bad = model.train(start, end, rates[start - known + len(rates) :][: end - start])
                 if bad >= 0:
                     self.diverged[number] = f"loss not finite at step {bad} (epoch {bad // run.updates})"
                     return
-                yield padded * len(steps)
+                yield padded * (end - start)
             time = stop
             here = [at for at, checkpoint in enumerate(run.checkpoints) if checkpoint == epoch]
             self.kept[number, here] = model.weights
