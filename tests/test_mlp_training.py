@@ -14,10 +14,9 @@ from catalog.errors import InvalidSpecError, UnknownNameError
 from kernels.mlp.network import ACTIVATIONS, MLP, UnsupportedError, mlp_of
 from kernels.mlp.pointwise import shuffle
 from kernels.mlp.training import Model, Workspace
-from kernels.population import Dropout
+from kernels.population import Dropout, forward_of
 from kernels.random import permutation
-from zoo import train as module
-from zoo import train_compiled
+from zoo import implementations, train_compiled
 from zoo.datasets import Dataset, load_dataset
 from zoo.plan import Run, make_plan
 from zoo.schedules import SCHEDULES
@@ -104,10 +103,10 @@ def test_long_runs_end_as_well_as_those_of_the_reference() -> None:
     )
     runs = runs_of(spec)
     accuracies = []
-    for impl in module.IMPLEMENTATIONS:
+    for impl in implementations.IMPLEMENTATIONS:
         weights = torch.from_numpy(numbers(runs, impl, torch.float32)[:, -1])
         tensors, x = runs[0].architecture.layout.unflatten(weights), torch.from_numpy(DIGITS.test_x)
-        logits = module.forward_of(runs[0].architecture.build("meta"))(
+        logits = forward_of(runs[0].architecture.build("meta"))(
             runs[0].architecture.build("meta"), tensors, x, shared=True
         )
         accuracies.append((logits.argmax(-1).numpy() == DIGITS.test_y).mean(1))
@@ -167,7 +166,7 @@ def test_nothing_that_is_not_written_is_read(depth: int, width: int, optimizer: 
 # Odd data
 
 
-@pytest.mark.parametrize("impl", module.IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", implementations.IMPLEMENTATIONS)
 def test_a_single_sample_is_learnt(impl: str) -> None:
     spec = ZooSpec("one", hyperparameters={"batch_size": 1, "epochs": 30}, numbers={"width": 3})
     run = dataclasses.replace(runs_of(spec)[0], samples=1)
@@ -194,7 +193,7 @@ def test_divergence_is_noticed_at_the_same_step(activation: str) -> None:
         axes={"learning_rate": (0.01, 700.0, 1000.0)},
     )  # fmt: skip
     runs = runs_of(spec)
-    compiled, reference = (train(runs, DIGITS, impl=impl) for impl in module.IMPLEMENTATIONS)
+    compiled, reference = (train(runs, DIGITS, impl=impl) for impl in implementations.IMPLEMENTATIONS)
     assert compiled.diverged == reference.diverged
     assert sum(map(bool, compiled.diverged)) == 2
     assert torch.equal(compiled.weights.isnan(), reference.weights.isnan())
@@ -206,7 +205,7 @@ def test_bad_inputs_show_at_once(value: float) -> None:
     broken[:] = value
     run = runs_of(ZooSpec("bad", hyperparameters={"epochs": 1, "weight_decay": 100.0, "learning_rate": 1000.0}))[0]
     data = dataclasses.replace(DIGITS, train_x=broken)
-    compiled, reference = (train([run], data, impl=impl).diverged for impl in module.IMPLEMENTATIONS)
+    compiled, reference = (train([run], data, impl=impl).diverged for impl in implementations.IMPLEMENTATIONS)
     assert compiled == reference
     assert compiled[0].startswith("loss not finite at step")
 
@@ -293,7 +292,7 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch, caplog:
             train(runs, DIGITS, impl="compiled", **options)
     with pytest.raises(UnknownNameError, match="compiled, reference"):
         train(mlp, DIGITS, impl="fast")
-    module._note.cache_clear()
+    implementations._note.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [train(cnn, DIGITS).impl for _ in range(2)] == ["reference"] * 2
     assert ["Conv2d" in record.message for record in caplog.records] == [True]

@@ -12,11 +12,12 @@ from kernels.population import Dropout
 from zoo.architectures import ACTIVATIONS
 from zoo.batches import Batches
 from zoo.datasets import load_dataset
+from zoo.implementations import IMPLEMENTATIONS
 from zoo.initialization import initial_weights
 from zoo.plan import Run, make_plan
 from zoo.shards import groups
 from zoo.spec import ZooSpec
-from zoo.train import IMPLEMENTATIONS, Trained, noisy_labels, train
+from zoo.train import Trained, noisy_labels, train
 
 DIGITS = load_dataset("digits")
 

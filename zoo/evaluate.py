@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from catalog.errors import unknown_name
 from kernels.losses import LOSSES
 from kernels.population import forward
 from zoo.architectures import Architecture
+from zoo.implementations import choose
 
 ACTIVATIONS = 1 << 21  # floats of input and activations worked on at once, to stay near the caches
 
@@ -26,11 +30,13 @@ class Evaluation:
         accuracy: (models,) float64.
         error_bits: (models, ceil(samples / 8)) uint8; bit i, most significant first, is 1 where sample i
             is misclassified.
+        impl: "compiled" or "reference".
     """
 
     loss: np.ndarray
     accuracy: np.ndarray
     error_bits: np.ndarray
+    impl: str = "reference"
 
 
 def evaluate(
@@ -41,8 +47,10 @@ def evaluate(
     samples: Tensor | None = None,
     *,
     loss_functions: Sequence[str] | str = "cross_entropy",
+    impl: str | None = None,
+    threads: int | None = None,
 ) -> Evaluation:
-    """Evaluate all models, in eval mode.
+    """Evaluate all models, in eval mode. On a CPU, no bit of a model depends on its companions in compiled code.
 
     Args:
         weights: (models, size).
@@ -52,10 +60,14 @@ def evaluate(
         samples: (models,) how many of the first samples count for a model's loss and accuracy; None for all. The error
             bits cover all samples.
         loss_functions: a name in `kernels.losses.LOSSES` for all models, or one for each.
+        impl: "compiled" for numba (MLPs and CNNs without norms on a CPU), "reference" for plain torch, None for the
+            first that can.
+        threads: parts of the population that compiled code works on at once, None for as many as torch uses.
 
     Raises:
-        ValueError: weights that do not fit the architecture, or labels that do not fit the weights.
-        UnknownNameError: a loss function that is none.
+        ValueError: weights that do not fit the architecture; labels or samples that do not fit the weights.
+        InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`, or a loss
+            function that is none.
     """
     layout = architecture.layout
     if weights.shape[-1] != layout.size:
@@ -68,7 +80,54 @@ def evaluate(
     for name in set(losses) - set(LOSSES):
         raise unknown_name("loss function", name, LOSSES)
     counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
-    return _reference(architecture, weights, x, y, counted, losses)
+    network = None if impl == "reference" else compilable(architecture, weights.device, weights.dtype, impl)
+    if network is None:
+        return _reference(architecture, weights, x, y, counted, losses)
+    return _compiled(network, weights, x, y, counted, losses, threads or torch.get_num_threads())
+
+
+def compilable(architecture: Architecture, device: torch.device, dtype: torch.dtype, impl: str | None) -> Any:
+    """The `kernels.lanes.network.Network`, if compiled code can evaluate it; else None, with a note in the log.
+
+    Raises:
+        InvalidSpecError: it cannot, and `impl` is "compiled". UnknownNameError: `impl` is neither that nor None.
+    """
+
+    def network() -> Any:
+        import kernels.lanes.evaluation  # noqa: F401  # whether numba is there and fits this numpy
+        from kernels.lanes.network import network_of
+
+        return network_of(architecture.build("meta"), architecture.input_shape)
+
+    return choose(network, "evaluate", architecture, device, dtype, impl)
+
+
+def _compiled(
+    network: Any, weights: Tensor, x: Tensor, y: Tensor, counted: np.ndarray, loss_functions: list[str], threads: int
+) -> Evaluation:
+    """In compiled code; arguments as for `evaluate`."""
+    from kernels.lanes.evaluation import evaluate as run
+
+    labels = np.broadcast_to(y.numpy(), (len(y) if y.dim() == 2 else 1, len(x)))
+    squared = np.array([name == "mse" for name in loss_functions], bool)
+    each = len(weights) // len(labels)
+    ends = [len(labels) * part // threads for part in range(threads + 1)]  # whole rows of labels
+    if len(labels) == 1:
+        ends, each = [len(weights) * part // threads for part in range(threads + 1)], 1
+
+    def work(part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = labels if len(labels) == 1 else labels[part]
+        mine = slice(part.start * each, part.stop * each)
+        return run(network, weights[mine].detach().numpy(), x.numpy(), rows, counted[mine], squared[mine])
+
+    parts = [slice(a, b) for a, b in itertools.pairwise(ends) if b > a] or [slice(0, 0)]
+    if len(parts) == 1:
+        found = [work(parts[0])]
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            found = list(pool.map(work, parts))
+    loss, accuracy, error_bits = (np.concatenate(values) for values in zip(*found, strict=True))
+    return Evaluation(loss, accuracy, error_bits, "compiled")
 
 
 def _reference(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -12,22 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catalog.errors import InvalidSpecError, unknown_name
 from kernels.losses import LOSSES
-from kernels.mlp.network import MLP, UnsupportedError, mlp_of
+from kernels.mlp.network import MLP, mlp_of
 from kernels.optimizers import OPTIMIZERS
 from kernels.population import Noise, forward_of
 from kernels.random import uniform, words
 from zoo.architectures import Architecture
 from zoo.batches import Batches
 from zoo.datasets import Dataset
+from zoo.implementations import NUMPY, choose
 from zoo.initialization import initial_weights
 from zoo.plan import Run
 from zoo.schedules import SCHEDULES
 
 LABEL_SITE = 3  # of the random streams
 BLOCK = 1 << 20  # sample numbers drawn ahead at once
-IMPLEMENTATIONS = ("compiled", "reference")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Trained:
     Args:
         weights: (runs, checkpoints, size), in the type it was trained in; NaN where a run had diverged.
         diverged: (runs,) reason, "" for a run that stayed finite.
-        impl: which of `IMPLEMENTATIONS` did it.
+        impl: which of `zoo.implementations.IMPLEMENTATIONS` did it.
     """
 
     weights: Tensor
@@ -108,37 +105,15 @@ def _report(working: Generator[int], progress: Callable[[int], None] | None) -> 
                 progress(samples)
 
 
-NUMPY: dict[torch.dtype, type[np.floating]] = {torch.float32: np.float32, torch.float64: np.float64}
-
-
 def _compilable(architecture: Architecture, device: str, dtype: torch.dtype, impl: str | None) -> MLP | None:
-    """The network, if compiled code can train it; else None, and on a CPU a note in the log, once a reason.
+    """The network, if compiled code can train it; as `zoo.implementations.choose`."""
 
-    Raises:
-        InvalidSpecError: it cannot, and `impl` is "compiled". UnknownNameError: `impl` is neither that nor None.
-    """
-    if impl not in (None, "compiled"):
-        raise unknown_name("implementation", str(impl), IMPLEMENTATIONS)
-    try:
-        if torch.device(device).type != "cpu":
-            raise UnsupportedError(f"compiled training runs on a CPU, not on {device}")
-        if dtype not in NUMPY:
-            raise UnsupportedError(f"compiled training is in float32 or float64, not in {dtype}")
-        network = mlp_of(architecture.build("meta"))
+    def network() -> MLP:
         import kernels.mlp.training  # noqa: F401  # whether numba is there and fits this numpy
-    except (UnsupportedError, ImportError) as error:
-        if impl is not None:
-            raise InvalidSpecError(f"impl 'compiled' cannot train {architecture.name}: {error}") from error
-        if torch.device(device).type == "cpu":
-            _note(f"family {architecture.family} trains in plain torch: {error}")
-        return None
-    return network
 
+        return mlp_of(architecture.build("meta"))
 
-@functools.cache
-def _note(text: str) -> None:
-    """Log a warning, once."""
-    logging.getLogger(__name__).warning(text)
+    return choose(network, "train", architecture, torch.device(device), dtype, impl)
 
 
 class _Group:
