@@ -11,68 +11,44 @@ import numpy as np
 from kernels.lanes.forward import forward, part
 from kernels.lanes.network import Network
 from kernels.lanes.plan import CHANNELS, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
-from kernels.lanes.tiles import COLUMNS, lanes_of
+from kernels.lanes.tiles import COLUMNS, first_largest, lanes_of, subtract, total
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
 from kernels.programs import Program
 
-
-@compiled
-def _best(logits: np.ndarray, classes: int, best: np.ndarray, place: np.ndarray) -> None:
-    """The first largest logit of each sample and which it is, as a number; NaN is larger than all, as in torch."""
-    lane = lanes_of(logits)
-    zero = logits.dtype.type(0)
-    for i in range(lane):
-        best[i] = logits[i]
-        place[i] = zero
-    for c in range(1, classes):
-        here = part(logits, c * lane, lane)
-        number = logits.dtype.type(c)
-        for i in range(lane):
-            value, largest = here[i], best[i]
-            takes = (value > largest) | ((value != value) & (largest == largest))
-            best[i] = value if takes else largest
-            place[i] = number if takes else place[i]
+CHUNK = 1  # times the columns of a tile: groups that go through a model before it is the next one's turn
 
 
 @compiled
-def _cross_entropy(logits: np.ndarray, classes: int, labels: np.ndarray, best: np.ndarray, total: np.ndarray) -> float:
+def _cross_entropy(logits: np.ndarray, classes: int, labels: np.ndarray, best: np.ndarray, sums: np.ndarray) -> float:
     """Sum of the cross-entropies of the first samples, as many as there are labels; logits are overwritten."""
     lane = lanes_of(logits)
-    zero = logits.dtype.type(0)
+    subtract(classes, logits, 0, best, 0)
     sum_ = 0.0
     for i in range(len(labels)):
-        sum_ += np.float64(best[i] - logits[labels[i] * lane + i])
-    for i in range(lane):
-        total[i] = zero
-    for c in range(classes):
-        here = part(logits, c * lane, lane)
-        for i in range(lane):
-            here[i] = exp(here[i] - best[i])
-        for i in range(lane):
-            total[i] += here[i]
+        sum_ -= np.float64(logits[labels[i] * lane + i])
+    for i in range(len(logits)):
+        logits[i] = exp(logits[i])
+    total(classes, logits, 0, sums, 0)
     product = 1.0  # each total is between 1 and the number of classes: no product of a register's overflows
     for i in range(len(labels)):
-        product *= np.float64(total[i])
+        product *= np.float64(sums[i])
     return sum_ + math.log(product)
 
 
 @compiled
-def _squared(logits: np.ndarray, classes: int, labels: np.ndarray, total: np.ndarray) -> float:
+def _squared(logits: np.ndarray, classes: int, labels: np.ndarray, sums: np.ndarray) -> float:
     """Sum over the first samples, as many as there are labels, of the mean over classes of (logit - one_hot)^2."""
     lane = lanes_of(logits)
     one = logits.dtype.type(1)
     for i in range(len(labels)):
         logits[labels[i] * lane + i] -= one
-    for i in range(lane):
-        total[i] = logits[i] * logits[i]
-    for c in range(1, classes):
-        here = part(logits, c * lane, lane)
-        for i in range(lane):
-            total[i] += here[i] * here[i]
+    for i in range(len(logits)):
+        logits[i] *= logits[i]
+    total(classes, logits, 0, sums, 0)
     sum_ = 0.0
     for i in range(len(labels)):
-        sum_ += np.float64(total[i])
+        sum_ += np.float64(sums[i])
     return sum_ / classes
 
 
@@ -82,8 +58,8 @@ def _score(
     bits: np.ndarray,
 ) -> tuple[float, int]:  # fmt: skip
     """Loss and number of right answers among the counted ones of a group; `labels` are those of its samples."""
-    best, place, total = rooms[0], rooms[1], rooms[2]
-    _best(logits, classes, best, place)
+    best, place, sums = rooms[0], rooms[1], rooms[2]
+    first_largest(classes, logits, 0, best, 0, place, 0)
     right = 0
     for i in range(len(labels)):
         wrong = np.int64(place[i]) != labels[i]
@@ -93,8 +69,8 @@ def _score(
         return 0.0, 0
     some = labels[: min(counted, len(labels))]
     if squared:
-        return _squared(logits, classes, some, total), right
-    return _cross_entropy(logits, classes, some, best, total), right
+        return _squared(logits, classes, some, sums), right
+    return _cross_entropy(logits, classes, some, best, sums), right
 
 
 def _evaluate(sources: str) -> Any:
@@ -102,7 +78,7 @@ def _evaluate(sources: str) -> Any:
 
     def evaluate(
         stages: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, inputs: np.ndarray, pitch: int,
-        most: int, scratch: np.ndarray, slopes: np.ndarray, labels: np.ndarray, counted: np.ndarray,
+        most: int, scratch: np.ndarray, slopes: np.ndarray, rooms: np.ndarray, labels: np.ndarray, counted: np.ndarray,
         squared: np.ndarray, loss: np.ndarray, right: np.ndarray, bits: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
         """Sums of losses, right answers and bits of all models; or, where `out` has room for them, their logits."""
@@ -111,7 +87,6 @@ def _evaluate(sources: str) -> Any:
         lane = lanes_of(scratch)
         last = stages[len(stages) - 1]
         classes = last[CHANNELS]
-        rooms = np.empty((3, lane), scratch.dtype)
         groups = (samples + lane - 1) // lane
         chunks = (groups + most - 1) // most
         for chunk in range(chunks):
@@ -204,11 +179,11 @@ def _run(
     if not len(weights):
         return
     image = images_of(network, lanes(dtype))[0]
-    plan = plan_of(network, COLUMNS, dtype)
+    plan = plan_of(network, CHUNK * COLUMNS, dtype)
     none = np.empty((0, 0, 0), dtype)
     EVALUATE(
         plan.stages, plan.strips, plan.taps, np.ascontiguousarray(weights), in_lanes(x, image, dtype), image.pitch,
-        plan.groups, plan.scratch(dtype), aligned(int(plan.stages[:, COUNT].max()), dtype), y,
+        plan.groups, plan.scratch(dtype), aligned(int(plan.stages[:, COUNT].max()), dtype), aligned(3 * image.lane, dtype).reshape(3, -1), y,
         np.ascontiguousarray(counted, np.int64), np.ascontiguousarray(squared, np.bool_), loss, right, bits,
         none if out is None else out,
     )  # fmt: skip
