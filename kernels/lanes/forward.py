@@ -6,8 +6,32 @@ import numpy as np
 
 from kernels.lanes.network import AVERAGE, CONV
 from kernels.lanes.plan import (
-    ACROSS, ACTIVATION, BELOW, BELOW_PITCH, BIAS, BLOCK, CHANNELS, COLUMNS, COUNT, FROM, HERE, KIND, OUT_CHANNEL,
-    OUT_FIRST, OUT_ROW, PITCH, POOL, POSITIONS, ROWS, STEP, STRIPS, TAP, TEMPORARY, TERMS, WEIGHT, WEIGHT_ROW,
+    ACROSS,
+    ACTIVATION,
+    BELOW,
+    BELOW_PITCH,
+    BIAS,
+    BLOCK,
+    CHANNELS,
+    COLUMNS,
+    COUNT,
+    FROM,
+    HERE,
+    KIND,
+    OUT_CHANNEL,
+    OUT_FIRST,
+    OUT_ROW,
+    PITCH,
+    POOL,
+    POSITIONS,
+    ROWS,
+    STEP,
+    STRIPS,
+    TAP,
+    TEMPORARY,
+    TERMS,
+    WEIGHT,
+    WEIGHT_ROW,
 )  # fmt: skip
 from kernels.lanes.tiles import gathered, lanes_of, peak, total
 from kernels.mlp.pointwise import RELU, activate

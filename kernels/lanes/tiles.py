@@ -272,7 +272,10 @@ peak, peak_and_place = _peaks(False), _peaks(True)
 
 @intrinsic
 def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, place: Any, p0: Any) -> Any:
-    """y = largest of `count` registers in x, place = which is the first of them, as a number; NaN is larger than all."""
+    """y = largest of `count` registers in x, place = which is the first of them, as a number.
+
+    NaN is larger than all, as in torch.
+    """
     i = types.int64
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -336,6 +339,31 @@ def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(i, x, i, y, i), generate
+
+
+@intrinsic
+def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """A word with a bit for each lane, from the most significant on: 1 where two registers differ."""
+    i = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+        vectors = Vectors(builder, x.type.pointee)
+        mask = builder.fcmp_unordered("!=", vectors.load(x, x0), vectors.load(y, y0))
+        bits = builder.zext(builder.bitcast(mask, ir.IntType(vectors.width)), INDEX)
+        return builder.bitreverse(bits)
+
+    return types.uint64(x, i, y, i), generate
+
+
+@intrinsic
+def ones(typing: Any, word: Any) -> Any:
+    """How many bits of a word are 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
 
 
 def lanes_of(array: np.ndarray) -> int:
