@@ -6,10 +6,34 @@ import numpy as np
 
 from kernels.lanes.network import AVERAGE, CONV
 from kernels.lanes.plan import (
-    ACROSS, ACTIVATION, BELOW, BELOW_PITCH, BIAS, BLOCK, CHANNELS, COLUMNS, COUNT, FROM, HERE, KIND, OUT_CHANNEL,
-    OUT_FIRST, OUT_ROW, PITCH, POOL, POSITIONS, ROWS, STEP, STRIPS, TAP, TEMPORARY, TERMS, WEIGHT, WEIGHT_ROW,
+    ACROSS,
+    ACTIVATION,
+    BELOW,
+    BELOW_PITCH,
+    BIAS,
+    BLOCK,
+    CHANNELS,
+    COLUMNS,
+    COUNT,
+    FROM,
+    HERE,
+    KIND,
+    OUT_CHANNEL,
+    OUT_FIRST,
+    OUT_ROW,
+    PITCH,
+    POOL,
+    POSITIONS,
+    ROWS,
+    STEP,
+    STRIPS,
+    TAP,
+    TEMPORARY,
+    TERMS,
+    WEIGHT,
+    WEIGHT_ROW,
 )  # fmt: skip
-from kernels.lanes.tiles import gathered, lanes_of, peak
+from kernels.lanes.tiles import gathered, lanes_of, peak, total
 from kernels.mlp.pointwise import RELU, activate
 from kernels.mlp.tiles import compiled
 
@@ -63,15 +87,10 @@ def _average(stage: np.ndarray, source: np.ndarray, below: int, scratch: np.ndar
     lane, positions = lanes_of(scratch), stage[POSITIONS]
     share = scratch.dtype.type(positions)
     for channel in range(stage[CHANNELS]):
-        values = part(source, below + channel * positions * lane, positions * lane)
-        mean = part(scratch, here + channel * lane, lane)
-        for i in range(lane):
-            mean[i] = values[i]
-        for position in range(1, positions):
-            for i in range(lane):
-                mean[i] += values[position * lane + i]
-        for i in range(lane):
-            mean[i] /= share
+        mean = here + channel * lane
+        total(positions, source, below + channel * positions * lane, scratch, mean)
+        for i in range(mean, mean + lane):
+            scratch[i] /= share
 
 
 @compiled

@@ -149,7 +149,5 @@ def _stage(layer: nn.Module, inputs: tuple[int, int, int], flat: bool) -> Stage:
     if layer.groups != 1 or layer.dilation != (1, 1) or layer.in_channels != inputs[0]:
         raise UnsupportedError(f"{layer} is not a plain convolution of {inputs[0]} channels")
     kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding)
-    height, width = (
-        (inputs[1 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1 for axis in range(2)
-    )
+    height, width = ((inputs[1 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1 for axis in range(2))
     return Stage(CONV, inputs, (layer.out_channels, height, width), kernel, stride, padding)

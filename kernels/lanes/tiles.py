@@ -53,12 +53,52 @@ class Vectors:
     def constant(self, value: float) -> Any:
         return ir.Constant(self.kind, [value] * self.width)
 
+    def loop(self, count: Any, values: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """What becomes of values in registers that `body(k, values)` replaces, for k below count."""
+        builder, before = self.builder, self.builder.block
+        inside, after = builder.append_basic_block("terms"), builder.append_basic_block("sums")
+        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(INDEX, 0)), inside, after)
+        builder.position_at_end(inside)
+        k = builder.phi(INDEX)
+        k.add_incoming(ir.Constant(INDEX, 0), before)
+        running = [builder.phi(value.type) for value in values]
+        changed = body(k, list(running))
+        following = builder.add(k, ir.Constant(INDEX, 1))
+        k.add_incoming(following, inside)
+        builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+        builder.position_at_end(after)
+        ends = []
+        for phi, begin, end in zip(running, values, changed, strict=True):
+            phi.add_incoming(begin, before)
+            phi.add_incoming(end, inside)
+            ends.append(builder.phi(begin.type))
+            ends[-1].add_incoming(begin, before)
+            ends[-1].add_incoming(end, inside)
+        return ends
+
     def _pointer(self, data: Any, offset: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(data, [offset]), self.kind.as_pointer())
 
 
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    return context.make_array(kind)(context, builder, array).data
+def _pointers(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """Arguments of an intrinsic, arrays as pointers to their data."""
+    return [
+        context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, arguments, strict=True)
+    ]
+
+
+def _switch(builder: Any, code: Any, cases: dict[int, Any], body: Callable[[Any], None]) -> None:
+    """The instructions of `body(case)` for the case whose number is `code`."""
+    done = builder.append_basic_block("done")
+    choice = builder.switch(code, done)
+    for number, case in cases.items():
+        block = builder.append_basic_block(f"case{number}")
+        choice.add_case(ir.Constant(INDEX, number), block)
+        builder.position_at_end(block)
+        body(case)
+        builder.branch(done)
+    builder.position_at_end(done)
 
 
 def _times(builder: Any, step: Any, count: int) -> Any:
@@ -70,45 +110,29 @@ def _tile(builder: Any, rows: int, columns: int, splat: bool, arguments: Any) ->
     left, l0, l_row, right, r0, r_column, table, t0, terms, start, s0, s_row, y, y0, y_row, y_column = arguments
     vectors = Vectors(builder, right.type.pointee)
     sums = [(r, c) for r in range(rows) for c in range(columns)]
-    places = [
-        builder.add(builder.add(y0, _times(builder, y_row, r)), _times(builder, y_column, c)) for r, c in sums
-    ]  # fmt: skip
+    places = [builder.add(builder.add(y0, _times(builder, y_row, r)), _times(builder, y_column, c)) for r, c in sums]
     if splat:
         begins = [vectors.splat(start, builder.add(s0, _times(builder, s_row, r))) for r in range(rows)]
         initial = [begins[r] for r, _ in sums]
     else:
         initial = [vectors.load(y, place) for place in places]
-    before = builder.block
-    loop, after = builder.append_basic_block("terms"), builder.append_basic_block("sums")
-    builder.cbranch(builder.icmp_signed(">", terms, ir.Constant(INDEX, 0)), loop, after)
-    builder.position_at_end(loop)
-    k = builder.phi(INDEX)
-    k.add_incoming(ir.Constant(INDEX, 0), before)
-    running = [builder.phi(vectors.kind) for _ in sums]
-    entry = builder.add(t0, _times(builder, k, 2))
-    l_tap = builder.load(builder.gep(table, [entry]))
-    r_tap = builder.load(builder.gep(table, [builder.add(entry, ir.Constant(INDEX, 1))]))
-    l_at, r_at = builder.add(l0, l_tap), builder.add(r0, r_tap)
-    across = [vectors.load(right, builder.add(r_at, _times(builder, r_column, c))) for c in range(columns)]
-    added = []
-    for r in range(rows):
-        offset = builder.add(l_at, _times(builder, l_row, r))
-        down = vectors.splat(left, offset) if splat else vectors.load(left, offset)
-        for c in range(columns):
-            product = builder.fmul(down, across[c], flags=["contract"])  # fuse, and nothing else
-            added.append(builder.fadd(product, running[r * columns + c], flags=["contract"]))
-    following = builder.add(k, ir.Constant(INDEX, 1))
-    k.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, terms), loop, after)
-    builder.position_at_end(after)
-    for number, place in enumerate(places):
-        running[number].add_incoming(initial[number], before)
-        running[number].add_incoming(added[number], loop)
-        total = builder.phi(vectors.kind)
-        total.add_incoming(initial[number], before)
-        total.add_incoming(added[number], loop)
-        places[number] = (total, place)
-    for total, place in places:
+
+    def term(k: Any, running: list[Any]) -> list[Any]:
+        entry = builder.add(t0, _times(builder, k, 2))
+        l_tap = builder.load(builder.gep(table, [entry]))
+        r_tap = builder.load(builder.gep(table, [builder.add(entry, ir.Constant(INDEX, 1))]))
+        l_at, r_at = builder.add(l0, l_tap), builder.add(r0, r_tap)
+        across = [vectors.load(right, builder.add(r_at, _times(builder, r_column, c))) for c in range(columns)]
+        added = []
+        for r in range(rows):
+            offset = builder.add(l_at, _times(builder, l_row, r))
+            down = vectors.splat(left, offset) if splat else vectors.load(left, offset)
+            for c in range(columns):
+                product = builder.fmul(down, across[c], flags=["contract"])  # fuse, and nothing else
+                added.append(builder.fadd(product, running[r * columns + c], flags=["contract"]))
+        return added
+
+    for total, place in zip(vectors.loop(terms, initial, term), places, strict=True):
         vectors.store(total, y, place)
 
 
@@ -129,20 +153,10 @@ def _tiles(splat: bool) -> Callable[..., None]:
         signature = types.void(i, i, left, i, i, right, i, i, table, i, i, start, i, i, y, i, i, i)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointers = [
-                _data(context, builder, kind, value) if isinstance(kind, types.Array) else value
-                for kind, value in zip(signature.args, arguments, strict=True)
-            ]
+            pointers = _pointers(context, builder, signature, arguments)
             code = builder.add(_times(builder, arguments[0], 16), arguments[1])
-            done = builder.append_basic_block("done")
-            choice = builder.switch(code, done)
-            for r, c in SHAPES:
-                block = builder.append_basic_block(f"tile{r}x{c}")
-                choice.add_case(ir.Constant(INDEX, 16 * r + c), block)
-                builder.position_at_end(block)
-                _tile(builder, r, c, splat, pointers[2:])
-                builder.branch(done)
-            builder.position_at_end(done)
+            shapes = {16 * r + c: (r, c) for r, c in SHAPES}
+            _switch(builder, code, shapes, lambda shape: _tile(builder, *shape, splat, pointers[2:]))
             return context.get_dummy_value()
 
         return signature, generate
@@ -243,19 +257,9 @@ def _peaks(indexed: bool) -> Callable[..., None]:
         i = types.int64
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointers = [
-                _data(context, builder, kind, value) if isinstance(kind, types.Array) else value
-                for kind, value in zip(signature.args, arguments, strict=True)
-            ]
-            done = builder.append_basic_block("done")
-            choice = builder.switch(arguments[0], done)
-            for one in range(2, LARGEST_POOL + 1):
-                block = builder.append_basic_block(f"window{one}")
-                choice.add_case(ir.Constant(INDEX, one), block)
-                builder.position_at_end(block)
-                _peak(builder, one, indexed, pointers[1:])
-                builder.branch(done)
-            builder.position_at_end(done)
+            pointers = _pointers(context, builder, signature, arguments)
+            windows = {one: one for one in range(2, LARGEST_POOL + 1)}
+            _switch(builder, arguments[0], windows, lambda one: _peak(builder, one, indexed, pointers[1:]))
             return context.get_dummy_value()
 
         return types.void(i, x, i, i, y, i, index, i), generate
@@ -264,6 +268,102 @@ def _peaks(indexed: bool) -> Callable[..., None]:
 
 
 peak, peak_and_place = _peaks(False), _peaks(True)
+
+
+@intrinsic
+def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, place: Any, p0: Any) -> Any:
+    """y = largest of `count` registers in x, place = which is the first of them, as a number.
+
+    NaN is larger than all, as in torch.
+    """
+    i = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count, x, x0, y, y0, place, p0 = _pointers(context, builder, signature, arguments)
+        vectors = Vectors(builder, x.type.pointee)
+
+        def compare(k: Any, values: list[Any]) -> list[Any]:
+            largest, first, here = values
+            value = vectors.load(x, builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width))))
+            lost = builder.and_(
+                builder.fcmp_unordered("uno", value, value), builder.fcmp_ordered("ord", largest, largest)
+            )
+            takes = builder.or_(builder.fcmp_ordered(">", value, largest), lost)
+            following = builder.fadd(here, vectors.constant(1.0))
+            return [builder.select(takes, value, largest), builder.select(takes, here, first), following]
+
+        begin = [vectors.load(x, x0), vectors.constant(0.0), vectors.constant(0.0)]
+        largest, first, _ = vectors.loop(count, begin, compare)
+        vectors.store(largest, y, y0)
+        vectors.store(first, place, p0)
+        return context.get_dummy_value()
+
+    return types.void(i, x, i, y, i, place, i), generate
+
+
+@intrinsic
+def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """Takes the register y from each of `count` registers in x."""
+    i = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+        vectors = Vectors(builder, x.type.pointee)
+        less = vectors.load(y, y0)
+
+        def one(k: Any, _: list[Any]) -> list[Any]:
+            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
+            vectors.store(builder.fsub(vectors.load(x, at), less), x, at)
+            return []
+
+        vectors.loop(count, [], one)
+        return context.get_dummy_value()
+
+    return types.void(i, x, i, y, i), generate
+
+
+@intrinsic
+def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """y = sum of `count` registers in x, from the first to the last."""
+    i = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+        vectors = Vectors(builder, x.type.pointee)
+
+        def one(k: Any, values: list[Any]) -> list[Any]:
+            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
+            return [builder.fadd(values[0], vectors.load(x, at))]
+
+        vectors.store(vectors.loop(count, [vectors.constant(0.0)], one)[0], y, y0)
+        return context.get_dummy_value()
+
+    return types.void(i, x, i, y, i), generate
+
+
+@intrinsic
+def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """A word with a bit for each lane, from the most significant on: 1 where two registers differ."""
+    i = types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+        vectors = Vectors(builder, x.type.pointee)
+        mask = builder.fcmp_unordered("!=", vectors.load(x, x0), vectors.load(y, y0))
+        bits = builder.zext(builder.bitcast(mask, ir.IntType(vectors.width)), INDEX)
+        return builder.bitreverse(bits)
+
+    return types.uint64(x, i, y, i), generate
+
+
+@intrinsic
+def ones(typing: Any, word: Any) -> Any:
+    """How many bits of a word are 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
 
 
 def lanes_of(array: np.ndarray) -> int:
