@@ -1,5 +1,7 @@
 """Batched evaluation against one module after another."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo.evaluate
+from catalog.errors import InvalidSpecError
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
+from zoo.implementations import IMPLEMENTATIONS
 
 MODELS, SAMPLES = 7, 43
-CASES = [
-    Architecture("mlp", {"depth": 2, "width": 5}, (1, 8, 8), 4),
+MLP = Architecture("mlp", {"depth": 2, "width": 5}, (1, 8, 8), 4)
+CASES = [  # the last two have no compiled code
+    MLP,
+    Architecture("cnn", {"activation": "tanh"}, (1, 8, 8), 4),
     Architecture("cnn", {"norm": "batch"}, (1, 8, 8), 4),
     Architecture("cnn", {"style": "small_cnn_zoo", "norm": "group", "activation": "gelu"}, (3, 16, 16), 4),
 ]
+BOTH = [(architecture, impl) for architecture in CASES for impl in IMPLEMENTATIONS[architecture in CASES[2:] :]]
+both = pytest.mark.parametrize(("architecture", "impl"), BOTH, ids=lambda value: getattr(value, "name", value))
 
 
 def population(architecture: Architecture) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,13 +52,14 @@ def one_by_one(
 
 
 @pytest.mark.parametrize("own_labels", [False, True])
-@pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
-def test_as_one_by_one(architecture: Architecture, own_labels: bool) -> None:
+@both
+def test_as_one_by_one(architecture: Architecture, impl: str, own_labels: bool) -> None:
     weights, x, y = population(architecture)
     labels = torch.stack([(y + model) % 4 for model in range(MODELS)]) if own_labels else y
     samples = torch.arange(1, MODELS + 1) * 6 if own_labels else None
     losses = ["mse" if own_labels and model % 2 else "cross_entropy" for model in range(MODELS)]
-    found = evaluate(architecture, weights, x, labels, samples, loss_functions=losses)
+    found = evaluate(architecture, weights, x, labels, samples, loss_functions=losses, impl=impl)
+    assert found.impl == impl
     assert found.error_bits.shape == (MODELS, 6)
     for model in range(MODELS):
         count = SAMPLES if samples is None else int(samples[model])
@@ -64,11 +73,12 @@ def test_as_one_by_one(architecture: Architecture, own_labels: bool) -> None:
             assert bits.sum() == round((1 - found.accuracy[model]) * SAMPLES)
 
 
-def test_a_row_of_labels_serves_the_checkpoints_of_a_run() -> None:
-    architecture = CASES[0]
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@both
+def test_a_row_of_labels_serves_the_checkpoints_of_a_run(architecture: Architecture, impl: str, threads: int) -> None:
     weights, x, y = population(architecture)
     rows = torch.stack([y, (y + 1) % 4])
-    found = evaluate(architecture, weights[:6], x, rows)
+    found = evaluate(architecture, weights[:6], x, rows, impl=impl, threads=threads)
     for model in range(6):
         loss, _, _ = one_by_one(architecture, weights[model], x, rows[model // 3], SAMPLES)
         np.testing.assert_allclose(found.loss[model], loss, rtol=1e-12)
@@ -80,21 +90,62 @@ def test_a_row_of_labels_serves_the_checkpoints_of_a_run() -> None:
 @pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
 def test_chunks_change_nothing(architecture: Architecture, floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, x, y = population(architecture)
-    whole = evaluate(architecture, weights, x, y)
+    whole = evaluate(architecture, weights, x, y, impl="reference")
     monkeypatch.setattr(zoo.evaluate, "ACTIVATIONS", floats)
-    cut = evaluate(architecture, weights, x, y)
+    cut = evaluate(architecture, weights, x, y, impl="reference")
     np.testing.assert_allclose(cut.loss, whole.loss, rtol=1e-12)
     np.testing.assert_array_equal(cut.error_bits, whole.error_bits)
 
 
-def test_a_broken_model_hurts_no_other() -> None:
-    weights, x, y = population(CASES[0])
-    whole = evaluate(CASES[0], weights, x, y)
+@both
+def test_a_broken_model_hurts_no_other(architecture: Architecture, impl: str) -> None:
+    weights, x, y = population(architecture)
+    whole = evaluate(architecture, weights, x, y, impl=impl)
     weights[3] = torch.nan
-    found = evaluate(CASES[0], weights, x, y)
+    found = evaluate(architecture, weights, x, y, impl=impl)
     others = np.arange(MODELS) != 3
     assert np.isnan(found.loss[3])
+    assert found.accuracy[3] == pytest.approx(float((y == 0).double().mean()))  # torch says class 0 of NaN alone
     np.testing.assert_array_equal(found.loss[others], whole.loss[others])
+
+
+@pytest.mark.parametrize("architecture", CASES[:2], ids=lambda a: a.name)
+def test_float32_predicts_what_torch_does(architecture: Architecture) -> None:
+    weights, x, y = (tensor.float() if tensor.is_floating_point() else tensor for tensor in population(architecture))
+    compiled, reference = (evaluate(architecture, weights, x, y, impl=impl) for impl in IMPLEMENTATIONS)
+    np.testing.assert_array_equal(compiled.error_bits, reference.error_bits)  # no two logits here are as close as that
+    np.testing.assert_allclose(compiled.loss, reference.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_odd_populations(impl: str) -> None:
+    weights, x, y = population(MLP)
+    nobody = evaluate(MLP, weights[:0], x, y, impl=impl)
+    assert nobody.loss.shape == (0,)
+    assert nobody.error_bits.shape == (0, 6)
+    for labels in (y, torch.zeros_like(y)):  # of one sample, and with classes that never occur
+        one = evaluate(MLP, weights, x[:1], labels[:1], impl=impl)
+        np.testing.assert_allclose(one.loss[0], one_by_one(MLP, weights[0], x[:1], labels[:1], 1)[0], rtol=1e-12)
+
+
+def test_bad_input_is_named() -> None:
+    weights, x, y = population(MLP)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"y": y + 1}, "from 0 to 3"),
+        ({"y": y[1:]}, "43 samples"),
+        ({"x": x[:0], "y": y[:0]}, "no samples"),
+        ({"x": x[:, :, 1:]}, "1, 8, 8"),
+        ({"samples": torch.ones(3)}, "43"),
+        ({"loss_functions": ["mse"]}, "a loss function a model, 7, got 1"),
+        ({"loss_functions": "hinge"}, "cross_entropy, mse"),
+        ({"impl": "fast"}, "compiled, reference"),
+        ({"samples": torch.zeros(MODELS, dtype=torch.int64)}, "from 1 to 43"),
+    ]
+    for changed, said in cases:
+        with pytest.raises((ValueError, KeyError), match=said):
+            evaluate(**{"architecture": MLP, "weights": weights, "x": x, "y": y, **changed})
+    with pytest.raises(InvalidSpecError, match="cannot evaluate"):
+        evaluate(CASES[2], *population(CASES[2]), impl="compiled")
 
 
 def test_weights_of_another_size_are_refused() -> None:

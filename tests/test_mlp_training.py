@@ -222,7 +222,12 @@ def test_models_check_what_they_are_given() -> None:
     for samples in (7, 21):
         with pytest.raises(ValueError, match="do not fill batches of 8"):
             Model(space, start, "sgd", HYPER, 1, x, y, samples, 2)
+    for wrong in ({"weight_decay": np.nan}, {"momentum": np.inf}, {"dropout": 1.0}):
+        with pytest.raises(ValueError, match="must be finite"):
+            Model(space, start, "sgd", {**HYPER, **wrong}, 1, x, y, 20, 2)
     model = Model(space, start, "sgd", HYPER, 1, x, y, 20, 2)
+    with pytest.raises(ValueError, match="learning rates must be finite, got nan"):
+        model.train(0, 2, np.array([0.1, np.nan]))
     for first, last, rates in ((0, 3, 2), (2, 2, 0), (-1, 1, 2)):
         with pytest.raises(ValueError, match="need as many"):
             model.train(first, last, np.zeros(rates))

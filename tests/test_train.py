@@ -188,6 +188,8 @@ def test_runs_of_different_groups_are_refused() -> None:
     assert len(groups(runs)) == 2
     with pytest.raises(ValueError, match="must share"):
         train(runs, DIGITS)
+    with pytest.raises(ValueError, match="got none"):
+        train([], DIGITS)
 
 
 def test_groups_are_bounded() -> None:

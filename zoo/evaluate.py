@@ -72,8 +72,7 @@ def evaluate(
     layout = architecture.layout
     if weights.shape[-1] != layout.size:
         raise ValueError(f"last axis must hold {layout.size} weights ({architecture.name}), got {weights.shape[-1]}")
-    if y.dim() == 2 and len(weights) % len(y):
-        raise ValueError(f"{len(y)} rows of labels do not divide {len(weights)} models")
+    _check_samples(architecture, len(weights), x, y, samples)
     losses = [loss_functions] * len(weights) if isinstance(loss_functions, str) else list(loss_functions)
     if len(losses) != len(weights):
         raise ValueError(f"expected a loss function a model, {len(weights)}, got {len(losses)}")
@@ -84,6 +83,24 @@ def evaluate(
     if network is None:
         return _reference(architecture, weights, x, y, counted, losses)
     return _compiled(network, weights, x, y, counted, losses, threads or torch.get_num_threads())
+
+
+def _check_samples(architecture: Architecture, models: int, x: Tensor, y: Tensor, samples: Tensor | None) -> None:
+    """Raise ValueError unless inputs, labels and counts fit each other."""
+    if not len(x):
+        raise ValueError("no samples to evaluate on; give one or more")
+    if x.shape[1:] != architecture.input_shape:
+        raise ValueError(f"inputs must be (samples, *{architecture.input_shape}), got {tuple(x.shape)}")
+    if y.dim() not in (1, 2) or y.shape[-1] != len(x):
+        raise ValueError(f"labels must be of {len(x)} samples, got {tuple(y.shape)}")
+    if y.dim() == 2 and (not len(y) or models % len(y)):
+        raise ValueError(f"{len(y)} rows of labels do not divide {models} models")
+    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < architecture.num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {architecture.num_classes - 1}, got {int(y.min())} to {int(y.max())}"
+        )
+    if samples is not None and (samples.shape != (models,) or not ((samples >= 1) & (samples <= len(x))).all()):
+        raise ValueError(f"samples must be {models} counts from 1 to {len(x)}, got {samples.tolist()[:5]}")
 
 
 def compilable(architecture: Architecture, device: torch.device, dtype: torch.dtype, impl: str | None) -> Any:

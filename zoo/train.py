@@ -82,6 +82,8 @@ def train(
         ValueError: runs that cannot share a group.
         InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`.
     """
+    if not runs:
+        raise ValueError("expected one run or more, got none")
     if len({(run.architecture.name, run.group) for run in runs}) != 1:
         raise ValueError("runs of one call must share architecture, optimizer, loss_function and micro-batch size")
     network = None if impl == "reference" else _compilable(runs[0].architecture, device, dtype, impl)

@@ -366,6 +366,8 @@ class Model:
         dropout = hyperparameters["dropout"]
         names = ("momentum", "beta2", "epsilon", "weight_decay")
         numbers = np.array([*(hyperparameters[name] for name in names), 1 - dropout], workspace.dtype)
+        if not np.isfinite(numbers).all() or not 0 <= dropout < 1:
+            raise ValueError(f"hyperparameters must be finite and dropout in [0, 1), got {dict(hyperparameters)}")
         numbers[KEPT] = 1 / numbers[KEPT]
         self.hyper, self.threshold = numbers, math.ceil(dropout * 2**32)
 
@@ -385,6 +387,8 @@ class Model:
         """
         if not 0 <= start < stop or len(rates) != stop - start:
             raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
+        if not np.isfinite(rates).all():
+            raise ValueError(f"learning rates must be finite, got {rates[~np.isfinite(rates)][0]}")
         space = self.workspace
         return int(
             TRAIN(
