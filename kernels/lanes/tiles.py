@@ -27,6 +27,11 @@ SHAPES = [(r, c) for c in range(1, COLUMNS + 1) for r in range(1, min(ROWS, ACCU
 INDEX, WORD = ir.IntType(64), ir.IntType(32)
 
 
+def instructions(function: Callable[..., Any]) -> Any:
+    """numba's `intrinsic`, whose type hides that the first argument is numba's."""
+    return intrinsic(function)
+
+
 class Vectors:
     """LLVM instructions on whole registers of a flat array."""
 
@@ -144,7 +149,7 @@ def _tiles(splat: bool) -> Callable[..., None]:
     lanes; else they are vectors, and start is y.
     """
 
-    @intrinsic
+    @instructions
     def tiles(
         typing: Any, rows: Any, columns: Any, left: Any, l0: Any, l_row: Any, right: Any, r0: Any, r_column: Any,
         table: Any, t0: Any, terms: Any, start: Any, s0: Any, s_row: Any, y: Any, y0: Any, y_row: Any, y_column: Any,
@@ -156,7 +161,7 @@ def _tiles(splat: bool) -> Callable[..., None]:
             pointers = _pointers(context, builder, signature, arguments)
             code = builder.add(_times(builder, arguments[0], 16), arguments[1])
             shapes = {16 * r + c: (r, c) for r, c in SHAPES}
-            _switch(builder, code, shapes, lambda shape: _tile(builder, *shape, splat, pointers[2:]))
+            _switch(builder, code, shapes, lambda shape: _tile(builder, shape[0], shape[1], splat, pointers[2:]))
             return context.get_dummy_value()
 
         return signature, generate
@@ -252,7 +257,7 @@ def _peaks(indexed: bool) -> Callable[..., None]:
     With `indexed` also which of them is the first largest, as a number.
     """
 
-    @intrinsic
+    @instructions
     def peaks(typing: Any, side: Any, x: Any, x0: Any, x_row: Any, y: Any, y0: Any, index: Any, i0: Any) -> Any:
         i = types.int64
 
@@ -270,7 +275,7 @@ def _peaks(indexed: bool) -> Callable[..., None]:
 peak, peak_and_place = _peaks(False), _peaks(True)
 
 
-@intrinsic
+@instructions
 def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, place: Any, p0: Any) -> Any:
     """y = largest of `count` registers in x, place = which is the first of them, as a number.
 
@@ -301,7 +306,7 @@ def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, pla
     return types.void(i, x, i, y, i, place, i), generate
 
 
-@intrinsic
+@instructions
 def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     """Takes the register y from each of `count` registers in x."""
     i = types.int64
@@ -322,7 +327,7 @@ def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.void(i, x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     """y = sum of `count` registers in x, from the first to the last."""
     i = types.int64
@@ -341,7 +346,7 @@ def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.void(i, x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     """A word with a bit for each lane, from the most significant on: 1 where two registers differ."""
     i = types.int64
@@ -356,7 +361,7 @@ def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.uint64(x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def ones(typing: Any, word: Any) -> Any:
     """How many bits of a word are 1."""
 
