@@ -102,10 +102,14 @@ class Plan:
     def scratch(self, dtype: Any, fill: float = 0.0) -> np.ndarray:
         """Buffers; what `fill` says stands in them changes no result."""
         out = aligned(self.size, dtype, fill)
+        self.clear(out)
+        return out
+
+    def clear(self, scratch: np.ndarray) -> None:
+        """Zeros to the borders of all images."""
         for image, place in zip(self.images, self.places, strict=True):
             if place >= 0:
-                image.clear(out[place : place + self.groups * image.pitch])
-        return out
+                image.clear(scratch[place : place + self.groups * image.pitch])
 
 
 def plan_of(network: Network, groups: int, dtype: Any, training: bool = False) -> Plan:

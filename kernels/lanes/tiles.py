@@ -289,7 +289,7 @@ def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, pla
 
         def compare(k: Any, values: list[Any]) -> list[Any]:
             largest, first, here = values
-            value = vectors.load(x, builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width))))
+            value = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width)))
             lost = builder.and_(
                 builder.fcmp_unordered("uno", value, value), builder.fcmp_ordered("ord", largest, largest)
             )
@@ -306,19 +306,54 @@ def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, pla
     return types.void(i, x, i, y, i, place, i), generate
 
 
+def _by_register(operation: str) -> Any:
+    """An intrinsic: each of `count` registers in x becomes itself and the register y, by an operation of LLVM."""
+
+    @instructions
+    def change(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+        i = types.int64
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+            vectors = Vectors(builder, x.type.pointee)
+            other = vectors.load(y, y0)
+
+            def one(k: Any, _: list[Any]) -> list[Any]:
+                at = builder.add(x0, _times(builder, k, vectors.width))
+                vectors.store(getattr(builder, operation)(vectors.load(x, at), other), x, at)
+                return []
+
+            vectors.loop(count, [], one)
+            return context.get_dummy_value()
+
+        return types.void(i, x, i, y, i), generate
+
+    return change
+
+
+subtract, scale = _by_register("fsub"), _by_register("fmul")
+
+
 @instructions
-def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-    """Takes the register y from each of `count` registers in x."""
+def lane_sums(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """y[k] = sum over the lanes of register k of x, for k below `count`: halves first, then their halves."""
     i = types.int64
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
         vectors = Vectors(builder, x.type.pointee)
-        less = vectors.load(y, y0)
 
         def one(k: Any, _: list[Any]) -> list[Any]:
-            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
-            vectors.store(builder.fsub(vectors.load(x, at), less), x, at)
+            value, width = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width))), vectors.width
+            while width > 1:
+                width //= 2
+                halves = [
+                    builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(WORD, width), [*places]))
+                    for places in (range(width), range(width, 2 * width))
+                ]
+                value = builder.fadd(*halves)
+            single = builder.extract_element(value, ir.Constant(WORD, 0))
+            builder.store(single, builder.gep(y, [builder.add(y0, k)]))
             return []
 
         vectors.loop(count, [], one)
@@ -337,7 +372,7 @@ def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
         vectors = Vectors(builder, x.type.pointee)
 
         def one(k: Any, values: list[Any]) -> list[Any]:
-            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
+            at = builder.add(x0, _times(builder, k, vectors.width))
             return [builder.fadd(values[0], vectors.load(x, at))]
 
         vectors.store(vectors.loop(count, [vectors.constant(0.0)], one)[0], y, y0)
