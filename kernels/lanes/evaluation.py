@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.lanes.forward import forward, part
 from kernels.lanes.network import Network
-from kernels.lanes.plan import CHANNELS, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
+from kernels.lanes.plan import BELOW, CHANNELS, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
 from kernels.lanes.tiles import COLUMNS, differing, first_largest, lanes_of, ones, subtract, total
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
@@ -86,7 +86,10 @@ def _evaluate(sources: str) -> Any:
         for chunk in range(chunks):
             begin, end = chunk * groups // chunks, (chunk + 1) * groups // chunks
             for model in range(models):
-                forward(stages, strips, taps, weights[model], inputs, begin * pitch, end - begin, scratch, slopes)
+                for number in range(len(stages)):
+                    stage = stages[number]
+                    source, below = (inputs, begin * pitch) if number == 0 else (scratch, stage[BELOW])
+                    forward(stage, strips, taps, weights[model], source, below, end - begin, scratch, slopes)
                 mine, wrongs, correct, loss = labels[model * len(labels) // models], bits[model], 0, 0.0
                 for group in range(begin, end):
                     first = group * lane

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.lanes.network import AVERAGE, CONV
+from kernels.lanes.network import AVERAGE, CONV, LINEAR
 from kernels.lanes.plan import (
     ACROSS,
     ACTIVATION,
-    BELOW,
     BELOW_PITCH,
     BIAS,
     BLOCK,
@@ -22,9 +21,11 @@ from kernels.lanes.plan import (
     OUT_FIRST,
     OUT_ROW,
     PITCH,
+    PLACE,
     POOL,
     POSITIONS,
     ROWS,
+    SLOPE,
     STEP,
     STRIPS,
     TAP,
@@ -33,7 +34,7 @@ from kernels.lanes.plan import (
     WEIGHT,
     WEIGHT_ROW,
 )  # fmt: skip
-from kernels.lanes.tiles import gathered, lanes_of, peak, total
+from kernels.lanes.tiles import gathered, lanes_of, peak, peak_and_place, total
 from kernels.mlp.pointwise import RELU, activate
 from kernels.mlp.tiles import compiled
 
@@ -47,9 +48,9 @@ def part(flat: np.ndarray, start: int, count: int) -> np.ndarray:
 @compiled
 def _convolve(
     stage: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, source: np.ndarray, below: int,
-    scratch: np.ndarray, here: int,
+    scratch: np.ndarray, here: int, place: int,
 ) -> None:  # fmt: skip
-    """Convolution and pooling of one group."""
+    """Convolution and pooling of one group; which of a window was the largest goes to `place`, -1 for nowhere."""
     lane = lanes_of(scratch)
     pool, channels, across = stage[POOL], stage[CHANNELS], stage[ACROSS]
     weight, weight_row, bias, step = stage[WEIGHT], stage[WEIGHT_ROW], stage[BIAS], stage[STEP]
@@ -75,10 +76,11 @@ def _convolve(
             for channel in range(block):
                 window, to = temporary + channel * pool * across * lane, out + (first + channel) * out_channel
                 for column in range(stage[COLUMNS]):
-                    peak(
-                        pool, scratch, window + column * pool * lane, across * lane, scratch, to + column * lane,
-                        scratch, 0,
-                    )  # fmt: skip
+                    x, y = window + column * pool * lane, to + column * lane
+                    if place >= 0:
+                        peak_and_place(pool, scratch, x, across * lane, scratch, y, scratch, place - here + y)
+                    else:
+                        peak(pool, scratch, x, across * lane, scratch, y, scratch, 0)
 
 
 @compiled
@@ -104,32 +106,35 @@ def _rectify(h: np.ndarray) -> None:
 
 @compiled
 def forward(
-    stages: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, inputs: np.ndarray, at: int,
+    stage: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, source: np.ndarray, below: int,
     groups: int, scratch: np.ndarray, slopes: np.ndarray,
 ) -> None:  # fmt: skip
-    """All stages for `groups` groups, whose inputs begin at `at`; `slopes` is room for the outputs of a group."""
-    for number in range(len(stages)):
-        stage = stages[number]
-        source, below = (inputs, at) if number == 0 else (scratch, stage[BELOW])
-        here, pitch, lane = stage[HERE], stage[PITCH], lanes_of(scratch)
+    """One stage for `groups` groups, whose inputs begin at `below` in `source`; without its dropout.
+
+    In training slopes lie where the plan says; else `slopes` is room for those of a group, which nobody reads.
+    """
+    here, pitch, lane, slope = stage[HERE], stage[PITCH], lanes_of(scratch), stage[SLOPE]
+    if stage[KIND] == LINEAR:
+        strip = strips[stage[STRIPS]]
+        gathered(
+            stage[CHANNELS], groups, weights, stage[WEIGHT], stage[WEIGHT_ROW], source, below, stage[BELOW_PITCH],
+            taps, strip[TAP], strip[TERMS], weights, stage[BIAS], 1, scratch, here, lane, pitch,
+        )  # fmt: skip
+    for group in range(groups):
+        start, at = below + group * stage[BELOW_PITCH], here + group * pitch
         if stage[KIND] == CONV:
-            for group in range(groups):
-                _convolve(
-                    stage, strips, taps, weights, source, below + group * stage[BELOW_PITCH], scratch,
-                    here + group * pitch,
-                )  # fmt: skip
+            place = stage[PLACE] + group * pitch if stage[PLACE] >= 0 else -1
+            _convolve(stage, strips, taps, weights, source, start, scratch, at, place)
         elif stage[KIND] == AVERAGE:
-            for group in range(groups):
-                _average(stage, source, below + group * stage[BELOW_PITCH], scratch, here + group * pitch)
-        else:
-            strip = strips[stage[STRIPS]]
-            gathered(
-                stage[CHANNELS], groups, weights, stage[WEIGHT], stage[WEIGHT_ROW], source, below, stage[BELOW_PITCH],
-                taps, strip[TAP], strip[TERMS], weights, stage[BIAS], 1, scratch, here, lane, pitch,
-            )  # fmt: skip
-        for group in range(groups):
-            h = part(scratch, here + group * pitch, stage[COUNT])
-            if stage[ACTIVATION] == RELU:
-                _rectify(h)
-            elif stage[ACTIVATION] >= 0:
-                activate(stage[ACTIVATION], h, part(slopes, 0, stage[COUNT]))
+            _average(stage, source, start, scratch, at)
+        h = part(scratch, at, stage[COUNT])
+        if slope >= 0:
+            of_h = part(scratch, slope + group * pitch, stage[COUNT])
+            if stage[ACTIVATION] >= 0:
+                activate(stage[ACTIVATION], h, of_h)
+            else:
+                of_h[:] = h.dtype.type(1)
+        elif stage[ACTIVATION] == RELU:
+            _rectify(h)
+        elif stage[ACTIVATION] >= 0:
+            activate(stage[ACTIVATION], h, part(slopes, 0, stage[COUNT]))

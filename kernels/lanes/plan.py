@@ -19,8 +19,8 @@ from kernels.mlp.tiles import lanes
 # Columns of the table of stages; sizes and distances in numbers, of one group of samples.
 (
     KIND, ACTIVATION, STREAM, BELOW, BELOW_PITCH, HERE, PITCH, COUNT, CHANNELS, WEIGHT, WEIGHT_ROW, BIAS, STRIPS,
-    ROWS, ACROSS, POOL, STEP, OUT_CHANNEL, OUT_ROW, OUT_FIRST, POSITIONS, TEMPORARY, COLUMNS,
-) = range(23)  # fmt: skip  # a table
+    ROWS, ACROSS, POOL, STEP, OUT_CHANNEL, OUT_ROW, OUT_FIRST, POSITIONS, TEMPORARY, COLUMNS, SLOPE, PLACE,
+) = range(25)  # fmt: skip  # a table
 # Columns of the table of strips: a row of a convolution's outputs before pooling, or a linear layer.
 TAP, TERMS, FROM = range(3)
 BLOCK = 8  # channels that are pooled while their rows are in the cache
@@ -85,7 +85,7 @@ class Plan:
     """The forward pass over up to `groups` groups of samples.
 
     Args:
-        stages: (stages, 23), strips: (strips, 3), taps: flat pairs (offset in the weights, in the inputs); int64.
+        stages: (stages, 25), strips: (strips, 3), taps: flat pairs (offset in the weights, in the inputs); int64.
         places: begin of each image in the scratch; -1 for the inputs of the network, which lie elsewhere.
         size: numbers of scratch.
     """
@@ -102,14 +102,23 @@ class Plan:
     def scratch(self, dtype: Any, fill: float = 0.0) -> np.ndarray:
         """Buffers; what `fill` says stands in them changes no result."""
         out = aligned(self.size, dtype, fill)
-        for image, place in zip(self.images, self.places, strict=True):
-            if place >= 0:
-                image.clear(out[place : place + self.groups * image.pitch])
+        self.clear(out)
         return out
 
+    def clear(self, scratch: np.ndarray) -> None:
+        """Zeros to the borders of all images."""
+        for image, place in zip(self.images, self.places, strict=True):
+            if place >= 0:
+                image.clear(scratch[place : place + self.groups * image.pitch])
 
-def plan_of(network: Network, groups: int, dtype: Any) -> Plan:
-    """Args: groups: at most so many groups of samples go through the network at once."""
+
+def plan_of(network: Network, groups: int, dtype: Any, training: bool = False) -> Plan:
+    """Where everything lies.
+
+    Args:
+        groups: at most so many groups of samples go through the network at once.
+        training: with room for slopes and for which number of a window was the largest.
+    """
     lane = lanes(dtype)
     images = images_of(network, lane)
     table: list[list[int]] = []
@@ -117,7 +126,7 @@ def plan_of(network: Network, groups: int, dtype: Any) -> Plan:
     taps: list[tuple[int, int]] = []
     places, size, weight = [-1], 0, 0
     for stage, before, after in zip(network.stages, images[:-1], images[1:], strict=True):
-        row = [0] * 23
+        row = [0] * 25
         row[KIND], row[STREAM], row[POOL] = stage.kind, stage.site, stage.pool
         row[ACTIVATION] = KINDS[stage.activation] if stage.activation else -1
         row[BELOW], row[BELOW_PITCH], row[HERE], row[PITCH] = places[-1], before.pitch, size, after.pitch
@@ -128,6 +137,11 @@ def plan_of(network: Network, groups: int, dtype: Any) -> Plan:
         row[ACROSS], row[STEP] = stage.outputs[2] * stage.pool, stage.stride[1] * lane
         places.append(size)
         size, weight = size + groups * after.pitch, weight + stage.size
+        row[SLOPE], row[PLACE] = -1, -1
+        if training and (stage.activation or stage.site >= 0):
+            row[SLOPE], size = size, size + groups * after.pitch
+        if training and stage.pool > 1:
+            row[PLACE], size = size, size + groups * after.pitch
         row[TEMPORARY] = size
         if stage.pool > 1:
             size += min(BLOCK, stage.outputs[0]) * stage.pool * row[ACROSS] * lane
@@ -138,7 +152,7 @@ def plan_of(network: Network, groups: int, dtype: Any) -> Plan:
             strips.append((2 * len(taps), stage.terms, 0))
             taps += [(n, n * lane) for n in range(stage.terms)]
         table.append(row)
-    arrays = [np.array(rows, np.int64).reshape(-1, width) for rows, width in ((table, 23), (strips, 3), (taps, 2))]
+    arrays = [np.array(rows, np.int64).reshape(-1, width) for rows, width in ((table, 25), (strips, 3), (taps, 2))]
     return Plan(network, groups, images, arrays[0], arrays[1], arrays[2].reshape(-1), places, size)
 
 

@@ -27,6 +27,11 @@ SHAPES = [(r, c) for c in range(1, COLUMNS + 1) for r in range(1, min(ROWS, ACCU
 INDEX, WORD = ir.IntType(64), ir.IntType(32)
 
 
+def instructions(function: Callable[..., Any]) -> Any:
+    """numba's `intrinsic`, whose type hides that the first argument is numba's."""
+    return intrinsic(function)
+
+
 class Vectors:
     """LLVM instructions on whole registers of a flat array."""
 
@@ -144,7 +149,7 @@ def _tiles(splat: bool) -> Callable[..., None]:
     lanes; else they are vectors, and start is y.
     """
 
-    @intrinsic
+    @instructions
     def tiles(
         typing: Any, rows: Any, columns: Any, left: Any, l0: Any, l_row: Any, right: Any, r0: Any, r_column: Any,
         table: Any, t0: Any, terms: Any, start: Any, s0: Any, s_row: Any, y: Any, y0: Any, y_row: Any, y_column: Any,
@@ -156,7 +161,7 @@ def _tiles(splat: bool) -> Callable[..., None]:
             pointers = _pointers(context, builder, signature, arguments)
             code = builder.add(_times(builder, arguments[0], 16), arguments[1])
             shapes = {16 * r + c: (r, c) for r, c in SHAPES}
-            _switch(builder, code, shapes, lambda shape: _tile(builder, *shape, splat, pointers[2:]))
+            _switch(builder, code, shapes, lambda shape: _tile(builder, shape[0], shape[1], splat, pointers[2:]))
             return context.get_dummy_value()
 
         return signature, generate
@@ -252,7 +257,7 @@ def _peaks(indexed: bool) -> Callable[..., None]:
     With `indexed` also which of them is the first largest, as a number.
     """
 
-    @intrinsic
+    @instructions
     def peaks(typing: Any, side: Any, x: Any, x0: Any, x_row: Any, y: Any, y0: Any, index: Any, i0: Any) -> Any:
         i = types.int64
 
@@ -270,7 +275,7 @@ def _peaks(indexed: bool) -> Callable[..., None]:
 peak, peak_and_place = _peaks(False), _peaks(True)
 
 
-@intrinsic
+@instructions
 def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, place: Any, p0: Any) -> Any:
     """y = largest of `count` registers in x, place = which is the first of them, as a number.
 
@@ -284,7 +289,7 @@ def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, pla
 
         def compare(k: Any, values: list[Any]) -> list[Any]:
             largest, first, here = values
-            value = vectors.load(x, builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width))))
+            value = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width)))
             lost = builder.and_(
                 builder.fcmp_unordered("uno", value, value), builder.fcmp_ordered("ord", largest, largest)
             )
@@ -301,19 +306,54 @@ def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, pla
     return types.void(i, x, i, y, i, place, i), generate
 
 
-@intrinsic
-def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-    """Takes the register y from each of `count` registers in x."""
+def _by_register(operation: str) -> Any:
+    """An intrinsic: each of `count` registers in x becomes itself and the register y, by an operation of LLVM."""
+
+    @instructions
+    def change(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+        i = types.int64
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
+            vectors = Vectors(builder, x.type.pointee)
+            other = vectors.load(y, y0)
+
+            def one(k: Any, _: list[Any]) -> list[Any]:
+                at = builder.add(x0, _times(builder, k, vectors.width))
+                vectors.store(getattr(builder, operation)(vectors.load(x, at), other), x, at)
+                return []
+
+            vectors.loop(count, [], one)
+            return context.get_dummy_value()
+
+        return types.void(i, x, i, y, i), generate
+
+    return change
+
+
+subtract, scale = _by_register("fsub"), _by_register("fmul")
+
+
+@instructions
+def lane_sums(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
+    """y[k] = sum over the lanes of register k of x, for k below `count`: halves first, then their halves."""
     i = types.int64
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
         vectors = Vectors(builder, x.type.pointee)
-        less = vectors.load(y, y0)
 
         def one(k: Any, _: list[Any]) -> list[Any]:
-            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
-            vectors.store(builder.fsub(vectors.load(x, at), less), x, at)
+            value, width = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width))), vectors.width
+            while width > 1:
+                width //= 2
+                halves = [
+                    builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(WORD, width), [*places]))
+                    for places in (range(width), range(width, 2 * width))
+                ]
+                value = builder.fadd(*halves)
+            single = builder.extract_element(value, ir.Constant(WORD, 0))
+            builder.store(single, builder.gep(y, [builder.add(y0, k)]))
             return []
 
         vectors.loop(count, [], one)
@@ -322,7 +362,7 @@ def subtract(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.void(i, x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     """y = sum of `count` registers in x, from the first to the last."""
     i = types.int64
@@ -332,7 +372,7 @@ def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
         vectors = Vectors(builder, x.type.pointee)
 
         def one(k: Any, values: list[Any]) -> list[Any]:
-            at = builder.add(x0, builder.mul(k, ir.Constant(INDEX, vectors.width)))
+            at = builder.add(x0, _times(builder, k, vectors.width))
             return [builder.fadd(values[0], vectors.load(x, at))]
 
         vectors.store(vectors.loop(count, [vectors.constant(0.0)], one)[0], y, y0)
@@ -341,7 +381,7 @@ def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.void(i, x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     """A word with a bit for each lane, from the most significant on: 1 where two registers differ."""
     i = types.int64
@@ -356,7 +396,7 @@ def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
     return types.uint64(x, i, y, i), generate
 
 
-@intrinsic
+@instructions
 def ones(typing: Any, word: Any) -> Any:
     """How many bits of a word are 1."""
 

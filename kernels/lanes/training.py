@@ -1,0 +1,319 @@
+"""Training one small network for many steps in one call of compiled code, with 16 samples in the lanes of a register.
+
+As `kernels.mlp.training`: one program is one model, no bit depends on companions or on how the steps are cut into
+calls, formulas are those of `kernels.population` and `kernels.optimizers`, random streams are the same. Weights lie as
+torch has them. A batch goes through in chunks of some groups of samples; gradients are summed in registers of a weight
+each, whose lanes are added once a step. Lanes that a batch leaves over repeat its first sample, so that nothing in them
+is infinite unless it is in that sample, and their gradients are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.lanes.backplan import Backplan, backplan_of
+from kernels.lanes.backward import backward
+from kernels.lanes.forward import forward, part
+from kernels.lanes.network import Network
+from kernels.lanes.plan import (
+    BELOW,
+    BELOW_PITCH,
+    CHANNELS,
+    HERE,
+    PITCH,
+    STREAM,
+    Plan,
+    aligned,
+    plan_of,
+)
+from kernels.lanes.streams import drop, gather
+from kernels.lanes.tiles import first_largest, lane_sums, lanes_of, scale, subtract, total
+from kernels.mlp.pointwise import exp, shuffle
+from kernels.mlp.tiles import OPTIONS, compiled, lanes
+from kernels.mlp.training import ADAMW, KEPT, MOMENTUM, OPTIMIZERS, SGD, _adamw, _sgd
+from kernels.programs import Program
+
+LOSSES = {"cross_entropy": 0, "mse": 1}
+CACHE = 1 << 19  # bytes of buffers that a chunk of a batch may fill, unless one group has more
+
+
+@compiled
+def _cross_entropy(
+    logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray
+) -> bool:
+    """Gradient of the batch's mean cross-entropy in place of a group's logits; whether each sample's loss is finite.
+
+    Args:
+        labels: (lanes,), of which the first `count` are samples. share: of a sample, one over the batch.
+    """
+    lane = lanes_of(logits)
+    first_largest(classes, logits, 0, rooms, 0, rooms, lane)
+    subtract(classes, logits, 0, rooms, 0)
+    finite = True
+    for i in range(count):  # the loss is log(sum of exponentials) less this
+        finite &= math.isfinite(logits[labels[i] * lane + i])
+    for i in range(len(logits)):
+        logits[i] = exp(logits[i])
+    total(classes, logits, 0, rooms, 0)
+    for i in range(lane):
+        finite &= i >= count or math.isfinite(rooms[i])
+        rooms[i] = share / rooms[i]
+    scale(classes, logits, 0, rooms, 0)
+    for i in range(count):
+        logits[labels[i] * lane + i] -= share
+    return finite
+
+
+@compiled
+def _squared(logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray) -> bool:
+    """As `_cross_entropy` for the mean over batch and classes of (logit - one_hot)^2."""
+    lane = lanes_of(logits)
+    number = logits.dtype.type
+    finite = True
+    for i in range(count):
+        logits[labels[i] * lane + i] -= number(1)
+        size = number(0)
+        for c in range(classes):
+            size += logits[c * lane + i] * logits[c * lane + i]
+        finite &= math.isfinite(size)
+    twice = number(2) * share / number(classes)
+    for i in range(len(logits)):
+        logits[i] *= twice
+    return finite
+
+
+@compiled
+def _loss(
+    kind: int, logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray
+) -> bool:
+    """Gradients of one of the losses, zero in lanes without a sample."""
+    lane = lanes_of(logits)
+    if kind == 0:
+        finite = _cross_entropy(logits, classes, labels, count, share, rooms)
+    else:
+        finite = _squared(logits, classes, labels, count, share, rooms)
+    for c in range(classes):
+        for i in range(count, lane):
+            logits[c * lane + i] = logits.dtype.type(0)
+    return finite
+
+
+def _train(sources: str) -> Any:
+    """The compiled program. `sources` is part of what its cache is found by: numba looks at this file only."""
+
+    def train(
+        stages: np.ndarray, strips: np.ndarray, taps: np.ndarray, backs: np.ndarray, back_strips: np.ndarray,
+        back_taps: np.ndarray, image: np.ndarray, most: int, loss: int, optimizer: int, weights: np.ndarray,
+        first: np.ndarray, second: np.ndarray, ones: np.ndarray, inputs: np.ndarray, labels: np.ndarray,
+        order: np.ndarray, spare: np.ndarray, site: int, batch: int, start: int, stop: int, rates: np.ndarray,
+        hyper: np.ndarray, threshold: int, key: Any, x: np.ndarray, scratch: np.ndarray, constants: np.ndarray,
+        sums: np.ndarray, change: np.ndarray, rooms: np.ndarray, picked: np.ndarray,
+    ) -> int:  # fmt: skip
+        """Steps start..stop of one model, in place.
+
+        Args:
+            image: how inputs lie in `x`, see `kernels.lanes.streams.gather`. most: groups of a chunk.
+            order, spare: (samples,) int64, buffers for the order of an epoch, drawn at `site`; `samples` may be fewer
+                than there are labels.
+            rates: (stop - start,) learning rates.
+
+        Returns:
+            the first step with a loss that is not finite, before its update; -1 for none.
+        """
+        sources  # noqa: B018  # makes it a part of the function
+        lane, depth = lanes_of(scratch), len(stages)
+        last = stages[depth - 1]
+        classes = last[CHANNELS]
+        updates = len(order) // batch
+        groups = (batch + lane - 1) // lane
+        chunks = (groups + most - 1) // most
+        share = scratch.dtype.type(1 / batch)
+        zero = scratch.dtype.type(0)
+        for step in range(start, stop):
+            begin = (step % updates) * batch
+            if begin == 0 or step == start:
+                shuffle(key, site, step // updates, order, spare)
+            for i in range(len(sums)):
+                sums[i] = zero
+            finite = True
+            for chunk in range(chunks):
+                low, high = chunk * groups // chunks, (chunk + 1) * groups // chunks
+                for group in range(low, high):
+                    for i in range(lane):
+                        row = group * lane + i
+                        sample = order[begin + (row if row < batch else 0)] & np.int64(2**31 - 1)
+                        picked[0, i] = sample
+                        picked[1 + group - low, i] = labels[sample]
+                    gather(inputs, picked[0], image, x, (group - low) * stages[0, BELOW_PITCH])
+                for number in range(depth):
+                    stage = stages[number]
+                    source, below = (x, 0) if number == 0 else (scratch, stage[BELOW])
+                    forward(stage, strips, taps, weights, source, below, high - low, scratch, x)
+                    if threshold > 0 and stage[STREAM] >= 0:
+                        for group in range(high - low):
+                            at = group * stage[PITCH]
+                            drop(
+                                key, stage[STREAM], step, threshold, hyper[KEPT], (low + group) * lane, batch, stage,
+                                scratch, at,
+                            )  # fmt: skip
+                for group in range(high - low):
+                    logits = part(scratch, last[HERE] + group * last[PITCH], classes * lane)
+                    count = min(batch - (low + group) * lane, lane)
+                    finite &= _loss(loss, logits, classes, picked[1 + group], count, share, rooms)
+                if not finite:
+                    return step
+                for number in range(depth - 1, -1, -1):
+                    stage = stages[number]
+                    source, below = (x, 0) if number == 0 else (scratch, stage[BELOW])
+                    backward(
+                        number == 0, stage, backs[number], back_strips, back_taps, weights, source, below, high - low,
+                        scratch, constants, sums,
+                    )  # fmt: skip
+            lane_sums(len(weights), sums, 0, change, 0)
+            if optimizer == SGD:
+                _sgd(weights, first, change, rates[step - start], hyper)
+            else:
+                for k in range(2):
+                    beta = np.float64(hyper[MOMENTUM + k])
+                    ones[k] = ones[k] * beta + (1.0 - beta)
+                _adamw(weights, first, second, change, rates[step - start], hyper, ones)
+        return -1
+
+    return train
+
+
+FOLDER = Path(__file__).parent
+SOURCES = [*FOLDER.glob("*.py"), *FOLDER.parent.glob("mlp/*.py"), FOLDER.parent / "random.py"]
+TRAIN = Program(_train, SOURCES, OPTIONS)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one model after the other is trained: tables and buffers for a network, a batch size and a type."""
+
+    network: Network
+    batch_size: int
+    dtype: Any
+    plan: Plan
+    back: Backplan
+    image: np.ndarray
+    x: np.ndarray
+    scratch: np.ndarray
+    constants: np.ndarray
+    sums: np.ndarray
+    change: np.ndarray
+    rooms: np.ndarray
+    picked: np.ndarray
+
+    @classmethod
+    def of(cls, network: Network, batch_size: int, dtype: Any, fill: float = 0.0) -> Workspace:
+        """Args: fill: what buffers hold before they are used; no result depends on it."""
+        dtype, lane = np.dtype(dtype), lanes(dtype)
+        one = plan_of(network, 1, dtype, training=True)
+        held = (backplan_of(one, dtype).size + one.images[0].pitch) * dtype.itemsize
+        groups = min(max(CACHE // held, 1), -(-batch_size // lane))
+        plan = plan_of(network, groups, dtype, training=True)
+        back = backplan_of(plan, dtype)
+        scratch, x = aligned(back.size, dtype, fill), aligned(groups * plan.images[0].pitch, dtype, fill)
+        plan.clear(scratch)
+        plan.images[0].clear(x)
+        for place, image in back.spread:
+            image.clear(scratch[place : place + image.pitch])
+        shape = plan.images[0]
+        image = np.array([*shape.shape, shape.channel, shape.row, shape.border * lane], np.int64)
+        constants = aligned(2 * lane, dtype)
+        constants[lane:] = 1
+        return cls(
+            network, batch_size, dtype, plan, back, image, x, scratch, constants,
+            aligned(network.size * lane, dtype, fill), aligned(network.size, dtype, fill),
+            aligned(2 * lane, dtype, fill), np.empty((groups + 1, lane), np.int64),
+        )  # fmt: skip
+
+
+class Model:
+    """One network in training.
+
+    Args:
+        workspace: of its network and batch size; models may take turns in it, not in two threads at once.
+        weights: (size,) flat.
+        hyperparameters: momentum, beta2, epsilon, weight_decay, dropout.
+        key: its random streams.
+        inputs: (samples, *input_shape), of the workspace's type. labels: (samples,) int64 below the outputs.
+        samples: how many of them it uses, the first ones; at least a batch. An epoch is one pass over them in whole
+            batches. site: random stream of their order.
+        loss: "cross_entropy", or "mse", the mean over samples and classes of (logit - one_hot)^2.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        weights: np.ndarray,
+        optimizer: str,
+        hyperparameters: Mapping[str, float],
+        key: int,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        samples: int,
+        site: int,
+        loss: str = "cross_entropy",
+    ) -> None:
+        network = workspace.network
+        if inputs.shape[1:] != network.input_shape or inputs.dtype != workspace.dtype:
+            raise ValueError(
+                f"inputs must be (samples, *{network.input_shape}) {workspace.dtype}, got {inputs.shape} {inputs.dtype}"
+            )
+        if len(labels) != len(inputs) or not (0 <= labels.min(initial=0) and labels.max(initial=0) < network.outputs):
+            raise ValueError(f"labels must be {len(inputs)} classes below {network.outputs}")
+        if not workspace.batch_size <= samples <= len(inputs):
+            raise ValueError(f"{samples} samples of {len(inputs)} do not fill batches of {workspace.batch_size}")
+        if weights.shape != (network.size,):
+            raise ValueError(f"weights must be ({network.size},), got {weights.shape}")
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        self.order, self.spare, self.site = np.empty(samples, np.int64), np.empty(samples, np.int64), site
+        self.workspace, self.optimizer, self.key = workspace, OPTIMIZERS[optimizer], np.uint64(key)
+        self.inputs = np.ascontiguousarray(inputs).reshape(-1)
+        self.labels, self.loss = np.ascontiguousarray(labels, np.int64), LOSSES[loss]
+        self.flat = aligned(network.size, workspace.dtype)
+        self.flat[:] = weights
+        self.first = aligned(network.size, workspace.dtype)
+        self.second = aligned(network.size if self.optimizer == ADAMW else 0, workspace.dtype)
+        self.ones = np.zeros(2)
+        dropout = hyperparameters["dropout"]
+        names = ("momentum", "beta2", "epsilon", "weight_decay")
+        numbers = np.array([*(hyperparameters[name] for name in names), 1 - dropout], workspace.dtype)
+        numbers[KEPT] = 1 / numbers[KEPT]
+        self.hyper, self.threshold = numbers, math.ceil(dropout * 2**32)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(size,) flat, a copy."""
+        return self.flat.copy()
+
+    def train(self, start: int, stop: int, rates: np.ndarray) -> int:
+        """Optimiser steps start..stop, counted from the beginning of the training.
+
+        Args:
+            rates: (stop - start,) learning rates.
+
+        Returns:
+            the first step whose loss was not finite; the model stopped there. -1 if all were.
+        """
+        if not 0 <= start < stop or len(rates) != stop - start:
+            raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
+        space = self.workspace
+        return int(
+            TRAIN(
+                space.plan.stages, space.plan.strips, space.plan.taps, space.back.stages, space.back.strips,
+                space.back.taps, space.image, space.plan.groups, self.loss, self.optimizer, self.flat, self.first,
+                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
+                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.x,
+                space.scratch, space.constants, space.sums, space.change, space.rooms, space.picked,
+            )
+        )  # fmt: skip
