@@ -289,9 +289,9 @@ def test_what_is_supported() -> None:
 
 def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     mlp = runs_of(ZooSpec("mlp", hyperparameters={"epochs": 0}))
-    cnn = runs_of(ZooSpec("cnn", "cnn", hyperparameters={"epochs": 0}))
+    cnn = runs_of(ZooSpec("cnn", "cnn", numbers={"norm": "group"}, hyperparameters={"epochs": 0}))
     for runs, options, why in (
-        (cnn, {}, "Conv2d"), (mlp, {"dtype": torch.bfloat16}, "bfloat16"), (mlp, {"device": "meta"}, "on a CPU"),
+        (cnn, {}, "GroupNorm"), (mlp, {"dtype": torch.bfloat16}, "bfloat16"), (mlp, {"device": "meta"}, "on a CPU"),
     ):  # fmt: skip
         with pytest.raises(InvalidSpecError, match=why):
             train(runs, DIGITS, impl="compiled", **options)
@@ -300,7 +300,7 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch, caplog:
     implementations._note.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [train(cnn, DIGITS).impl for _ in range(2)] == ["reference"] * 2
-    assert ["Conv2d" in record.message for record in caplog.records] == [True]
+    assert ["GroupNorm" in record.message for record in caplog.records] == [True]
     assert train(mlp, DIGITS).impl == "compiled"
     monkeypatch.setitem(__import__("sys").modules, "kernels.mlp.training", None)  # as without numba
     assert train(mlp, DIGITS).impl == "reference"

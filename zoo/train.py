@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.lanes.network import Network, network_of
 from kernels.losses import LOSSES
-from kernels.mlp.network import MLP, mlp_of
+from kernels.mlp.network import MLP, UnsupportedError, mlp_of
 from kernels.optimizers import OPTIMIZERS
 from kernels.population import Noise, forward_of
 from kernels.random import uniform, words
@@ -69,13 +71,14 @@ def train(
 ) -> Trained:
     """Train runs of one architecture, optimiser, loss function and micro-batch size together.
 
-    Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions, MLPs to the
-    bit (on a CPU whose MKL was told so, see `zoo/__init__.py`), CNNs but for rounding in grouped convolutions (3e-8).
-    Implementations differ by rounding.
+    Each has its own hyperparameters, schedule, length, labels and streams; none depends on its companions. To the bit
+    in compiled code, and for MLPs in plain torch (on a CPU whose MKL was told so, see `zoo/__init__.py`); CNNs in plain
+    torch but for rounding in grouped convolutions (3e-8). Implementations differ by rounding.
 
     Args:
         progress: called now and then with the samples worked off since the last call.
-        impl: "compiled" for numba (MLPs on a CPU), "reference" for plain torch, None for the first that can.
+        impl: "compiled" for numba (MLPs and CNNs without norms, on a CPU), "reference" for plain torch, None for the
+            first that can.
         threads: runs that compiled code trains at once, None for as many as torch uses. No bit depends on it.
 
     Raises:
@@ -107,13 +110,18 @@ def _report(working: Generator[int], progress: Callable[[int], None] | None) -> 
                 progress(samples)
 
 
-def _compilable(architecture: Architecture, device: str, dtype: torch.dtype, impl: str | None) -> MLP | None:
+def _compilable(architecture: Architecture, device: str, dtype: torch.dtype, impl: str | None) -> Any:
     """The network, if compiled code can train it; as `zoo.implementations.choose`."""
 
-    def network() -> MLP:
+    def network() -> MLP | Network:
+        import kernels.lanes.training
         import kernels.mlp.training  # noqa: F401  # whether numba is there and fits this numpy
 
-        return mlp_of(architecture.build("meta"))
+        module = architecture.build("meta")
+        try:
+            return mlp_of(module)
+        except UnsupportedError:
+            return network_of(module, architecture.input_shape)
 
     return choose(network, "train", architecture, torch.device(device), dtype, impl)
 

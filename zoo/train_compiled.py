@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+import kernels.lanes.training
+import kernels.mlp.training
+from kernels.lanes.network import Network
 from kernels.mlp.network import MLP
-from kernels.mlp.training import Model, Workspace
 from zoo.batches import SITE
 from zoo.datasets import Dataset
 from zoo.initialization import initial_weights
@@ -33,7 +35,7 @@ class CompiledGroup:
     def __init__(
         self,
         runs: Sequence[Run],
-        network: MLP,
+        network: MLP | Network,
         data: Dataset,
         labels: np.ndarray,
         dtype: type[np.floating],
@@ -41,7 +43,9 @@ class CompiledGroup:
     ) -> None:
         self.runs, self.network, self.labels, self.dtype = runs, network, labels, dtype
         self.threads = min(threads, len(runs))
-        self.inputs = np.ascontiguousarray(data.train_x.reshape(len(data.train_x), -1), dtype)
+        self.code: Any = kernels.mlp.training if isinstance(network, MLP) else kernels.lanes.training
+        shape = (-1,) if isinstance(network, MLP) else network.input_shape
+        self.inputs = np.ascontiguousarray(data.train_x.reshape(len(data.train_x), *shape), dtype)
         architecture = runs[0].architecture
         keys = np.array([run.key for run in runs], np.uint64)
         schemes = [run.values["initialization"] for run in runs]
@@ -88,7 +92,7 @@ class CompiledGroup:
 
     def _work(self, waiting: deque[int]) -> Iterator[int]:
         """Train runs as long as some wait, in buffers of this thread."""
-        workspace: Workspace | None = None
+        workspace: Any = None
         while not self.stopped:
             try:
                 number = waiting.popleft()
@@ -96,14 +100,14 @@ class CompiledGroup:
                 return
             batch = int(self.runs[number].values["batch_size"])
             if workspace is None or workspace.batch_size != batch:
-                workspace = Workspace.of(self.network, batch, self.dtype)
+                workspace = self.code.Workspace.of(self.network, batch, self.dtype)
             yield from self._one(number, workspace)
 
-    def _one(self, number: int, workspace: Workspace) -> Iterator[int]:
+    def _one(self, number: int, workspace: Any) -> Iterator[int]:
         """Train one run, from checkpoint to checkpoint."""
         run = self.runs[number]
         batch = workspace.batch_size
-        model: Any = Model(
+        model = self.code.Model(
             workspace, self.start[number], run.values["optimizer"], run.values, run.key, self.inputs,
             self.labels[number], run.samples, SITE, run.values["loss_function"],
         )  # fmt: skip
