@@ -166,9 +166,7 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
         cold = {"pt": lambda: drop_cache(files), "zarr": lambda: drop_cache(path), "zoo": lambda: drop_cache(path)}
         for side in picked:
             turns[side] = 0
-        compare(
-            {"operation": "random models, cold", "picks": PICKS, **setting}, picked, PICKS * per_row, repeats, cold
-        )
+        compare({"operation": "random models, cold", "picks": PICKS, **setting}, picked, PICKS * per_row, repeats, cold)
 
         assert np.array_equal(zoo.read(table), weights[:, last])
         whole = {

@@ -14,8 +14,9 @@ import numpy as np
 from catalog.errors import FormatError
 from catalog.folder import Folder, storage_error
 
-# (number of the file, offset, contiguous arrays to fill one after the other, bytes in all)
-Piece = tuple[int, int, Sequence[np.ndarray], int]
+# (number of the file, offset, contiguous arrays to fill one after the other, bytes in all); Any, since the types of
+# Python 3.11 know no buffers of numpy
+Piece = tuple[int, int, Sequence[Any], int]
 Stamp = tuple[int, ...]
 
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, else say so at once
@@ -24,11 +25,11 @@ REQUEST = 8 << 20  # ranges side by side are one request up to this many bytes: 
 
 
 class Damage(Exception):
-    """What is wrong with a file, called {path} in the text; the reader knows which shard that is, and tells the user."""
+    """What is wrong with a file, called {path} in the text; the reader knows which shard that is and tells."""
 
-    def __init__(self, number: int, text: str, missing: bool = False) -> None:
+    def __init__(self, path: str, text: str, missing: bool = False) -> None:
         super().__init__(text)
-        self.number, self.text, self.missing = number, text, missing
+        self.path, self.text, self.missing = path, text, missing
 
 
 class LocalFiles:
@@ -48,20 +49,20 @@ class LocalFiles:
         self.descriptors: list[int] = []
         self.stamps: list[Stamp | None] = []
         try:
-            for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            for name, size in zip(names, sizes, strict=True):
                 try:
                     # a pipe in the place of a file would keep us waiting for ever
                     descriptor = os.open(folder.path(name), os.O_RDONLY | os.O_NONBLOCK)
                     self.descriptors.append(descriptor)
                     found = os.fstat(descriptor)
                 except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-                    raise Damage(number, "{path} is not there", missing=True) from error
+                    raise Damage(name, "{path} is not there", missing=True) from error
                 except OSError as error:
-                    raise self._refused(number, error) from error
+                    raise self._refused(name, error) from error
                 if not stat.S_ISREG(found.st_mode):
-                    raise Damage(number, "{path} is not there: what has its name is no file", missing=True)
+                    raise Damage(name, "{path} is not there: what has its name is no file", missing=True)
                 if found.st_size != size:
-                    raise Damage(number, f"{{path}} has {found.st_size:,} bytes, {size:,} were committed")
+                    raise Damage(name, f"{{path}} has {found.st_size:,} bytes, {size:,} were committed")
                 self.stamps.append((found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, size))
         except BaseException:
             self.__exit__()
@@ -90,7 +91,7 @@ class LocalFiles:
                 pass
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a disk without such reads
-                    raise self._refused(number, error) from error
+                    raise self._refused(self.names[number], error) from error
             late.append(piece)
         if late:
             self.cold = True
@@ -112,18 +113,18 @@ class LocalFiles:
                 try:
                     count = _read_into(self.descriptors[number], view, offset)
                 except OSError as error:
-                    raise self._refused(number, error) from error
+                    raise self._refused(self.names[number], error) from error
                 if count == 0:
-                    raise Damage(number, f"{{path}} ends at byte {offset:,}, where more should follow")
+                    raise Damage(self.names[number], f"{{path}} ends at byte {offset:,}, where more should follow")
                 view, offset = view[count:], offset + count
 
-    def _refused(self, number: int, error: OSError) -> OSError:
-        return storage_error(error, f"reading {self.names[number]} of {self.folder.url}")
+    def _refused(self, name: str, error: OSError) -> OSError:
+        return storage_error(error, f"reading {name} of {self.folder.url}")
 
 
 def _read_into(descriptor: int, view: np.ndarray, offset: int) -> int:
     if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], offset)
+        return os.preadv(descriptor, [view.data], offset)
     data = os.pread(descriptor, len(view), offset)
     view[: len(data)] = np.frombuffer(data, np.uint8)
     return len(data)
@@ -180,17 +181,17 @@ class RemoteFiles:
     def _why(self, number: int, error: BaseException | None) -> BaseException:
         """The error for a range that did not come."""
         if isinstance(error, FileNotFoundError):
-            return Damage(number, "{path} is not there", missing=True)
+            return Damage(self.names[number], "{path} is not there", missing=True)
         if error is not None and not isinstance(error, Exception):
             return error  # somebody interrupts
         try:
             found = self.folder.size(self.names[number])
         except FileNotFoundError:
-            return Damage(number, "{path} is not there", missing=True)
+            return Damage(self.names[number], "{path} is not there", missing=True)
         if found != self.sizes[number]:
-            return Damage(number, f"{{path}} has {found:,} bytes, {self.sizes[number]:,} were committed")
+            return Damage(self.names[number], f"{{path}} has {found:,} bytes, {self.sizes[number]:,} were committed")
         if error is None:
-            return Damage(number, "{path} came shorter than it is")
+            return Damage(self.names[number], "{path} came shorter than it is")
         return storage_error(error, f"reading {self.names[number]} of {self.folder.url}")
 
 

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
-import numpy as np
 
 from catalog.errors import FormatError, StorageError, ZooError
 
@@ -65,7 +64,7 @@ class Folder:
         """Full path of a file of this folder. `name` is relative, with forward slashes, and stays inside."""
         if name.startswith("/") or "\0" in name or (".." in name and ".." in name.split("/")):
             raise FormatError(f"{name!r} leads out of the zoo {self.url}")
-        return os.path.join(self.root, name) if self.local else f"{self.root}/{name}"
+        return f"{self.root}/{name}"
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """All bytes of a file. FileNotFoundError when it is not there.
@@ -171,7 +170,7 @@ class Folder:
             raise FormatError(advice)
         return names
 
-    def write(self, name: str, data: bytes | np.ndarray) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
 
         Local: temporary name, write, fsync, rename, fsync of the directory. Remote: one PUT, atomic in object stores.
@@ -244,7 +243,7 @@ def _not_gone(error: OSError) -> None:
         raise error
 
 
-def _write_durably(path: str, data: bytes | np.ndarray) -> None:
+def _write_durably(path: str, data: bytes | memoryview) -> None:
     directory, name = os.path.split(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")

@@ -146,8 +146,8 @@ def group_metadata() -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def encode_shard(grid: Grid, block: np.ndarray) -> np.ndarray:
-    """The bytes of one shard file, uint8.
+def encode_shard(grid: Grid, block: np.ndarray) -> memoryview:
+    """The bytes of one shard file.
 
     Args:
         block: (models, checkpoints, part of the vector) in the stored type (bfloat16 as uint16); fewer models or a
@@ -170,7 +170,7 @@ def encode_shard(grid: Grid, block: np.ndarray) -> np.ndarray:
     tail = out[present * length :]
     tail[:-4] = index.reshape(-1).view(np.uint8)
     tail[-4:] = _crc_bytes(tail[:-4])
-    return out
+    return out.data
 
 
 def checksum(data: bytes | bytearray | memoryview | np.ndarray) -> int:

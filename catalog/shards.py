@@ -46,6 +46,11 @@ class Shard:
         return bool(self.stored.all())
 
     @functools.cached_property
+    def finite(self) -> np.ndarray:
+        """(chunks of models * checkpoints,) bool: whose rows, as committed, were seen to be finite. Readers note it."""
+        return np.zeros(-(-len(self.crc) // self.grid.shape[1] // self.grid.chunk[0]) * self.grid.shape[1], bool)
+
+    @functools.cached_property
     def joined(self) -> np.ndarray:
         """(chunks of models * checkpoints,) uint32: crc32c of a chunk's rows, one after the other, from theirs.
 

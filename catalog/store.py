@@ -157,8 +157,10 @@ class Zoo:
         export_safetensors(self, row, path)
 
     def _one_variant(self, address: pl.DataFrame) -> Variant:
-        names = address["variant"].unique().sort().to_list()
-        if len(names) != 1:
+        column = address.get_column("variant")
+        names = [column[0]]
+        if not (column == names[0]).all():
+            names = sorted(column.unique())
             raise QueryError(
                 f"read takes rows of one variant, got {len(names)}: {names}; filter by variant, then read each"
             )
@@ -208,7 +210,7 @@ class Zoo:
             raise MissingDataError(
                 f"shard {absent[0]} of {variant.name} in {self.url} is not built yet; run the build to its end"
             )
-        found = {}
+        found: dict[int, Shard] = {}
         for first in range(0, len(names), TOGETHER):
             some = dict(itertools.islice(names.items(), first, first + TOGETHER))
             self._fetch([name for name in some.values() if name not in self._reader.shards])
@@ -344,15 +346,19 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
             raise missing_column(name, table.columns)
     if not len(table):
         raise QueryError("no rows: the query matched none")
-    if "zoo" in table.columns and (others := set(table["zoo"].unique()) - {zoo}):
-        raise QueryError(
-            f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"
-        )
-    address = table.select(ADDRESS)
-    if address.null_count().sum_horizontal().item():
+    if "zoo" in table.columns:
+        column = table.get_column("zoo")
+        mine = column.dtype == pl.String and not column.null_count() and (column == zoo).all()
+        if not mine and (others := set(column.unique()) - {zoo}):
+            raise QueryError(
+                f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"
+            )
+    address = [table.get_column(name) for name in ADDRESS]  # column by column: a query costs more than 64 rows
+    if any(column.null_count() for column in address):
         raise QueryError(f"columns {', '.join(ADDRESS)} say which weights to read, and some are null")
     try:
-        return address.cast(dict(zip(ADDRESS, (pl.String, pl.Int64, pl.Int64), strict=True)))
+        types = (pl.String, pl.Int64, pl.Int64)
+        return pl.DataFrame([c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)])
     except pl.exceptions.PolarsError as error:
         raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
 

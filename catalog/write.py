@@ -126,7 +126,7 @@ def write_shard(
     )
     table = pl.concat([address, rows.drop(address.columns, strict=False)], how="horizontal")
 
-    def parts() -> Iterator[tuple[ShardFile, bytearray]]:  # one at a time: long vectors have many of 64 MiB
+    def parts() -> Iterator[tuple[ShardFile, memoryview]]:  # one at a time: long vectors have many of 64 MiB
         for key, part in grid.parts(shard):
             data = encode_shard(grid, stored[:, :, part])
             yield ShardFile(f"{entry.path}/{key}", len(data), hashlib.sha256(data).hexdigest()), data
