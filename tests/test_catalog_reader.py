@@ -440,6 +440,7 @@ def test_few_requests_far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_array_equal(zoo.read(rows[::3]), weights[::3, 0])
         assert calls == [20, 20, 20, 14]
     finally:
+        monkeypatch.undo()
         fsspec.filesystem("memory").rm(url, recursive=True)
 
 
