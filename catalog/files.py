@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from catalog.folder import Folder, storage_error
 Piece = tuple[int, int, Sequence[Any], int]
 Stamp = tuple[int, ...]
 
+KEPT = 64  # files that stay open
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, else say so at once
 GAP = 64 << 10  # bytes between two ranges that are fetched with them: cheaper than another request
 REQUEST = 8 << 20  # ranges side by side are one request up to this many bytes: several run at once
@@ -30,6 +31,28 @@ class Damage(Exception):
     def __init__(self, path: str, text: str, missing: bool = False) -> None:
         super().__init__(text)
         self.path, self.text, self.missing = path, text, missing
+
+
+class OpenFile:
+    """A local file, open until nobody has this object any more: a thread may read while another one forgets it."""
+
+    def __init__(self, path: str) -> None:
+        # without O_NONBLOCK, a pipe in the place of a file would keep us waiting for ever
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.found = os.fstat(self.descriptor)
+        self.stamp = _stamp(self.found)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
+Kept = OrderedDict[str, OpenFile]
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    """What tells a file from another one in its place."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class LocalFiles:
@@ -44,36 +67,30 @@ class LocalFiles:
 
     together = 0  # bytes worth asking for at once: nothing is gained by that here
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int]) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> None:
         self.folder, self.names, self.cold = folder, names, False
-        self.descriptors: list[int] = []
-        self.stamps: list[Stamp | None] = []
-        try:
-            for name, size in zip(names, sizes, strict=True):
-                try:
-                    # a pipe in the place of a file would keep us waiting for ever
-                    descriptor = os.open(folder.path(name), os.O_RDONLY | os.O_NONBLOCK)
-                    self.descriptors.append(descriptor)
-                    found = os.fstat(descriptor)
-                except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-                    raise Damage(name, "{path} is not there", missing=True) from error
-                except OSError as error:
-                    raise self._refused(name, error) from error
-                if not stat.S_ISREG(found.st_mode):
-                    raise Damage(name, "{path} is not there: what has its name is no file", missing=True)
-                if found.st_size != size:
-                    raise Damage(name, f"{{path}} has {found.st_size:,} bytes, {size:,} were committed")
-                self.stamps.append((found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, size))
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __enter__(self) -> LocalFiles:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        while self.descriptors:
-            os.close(self.descriptors.pop())
+        self.files: list[OpenFile] = []  # as long as they are here nobody closes them
+        for name, size in zip(names, sizes, strict=True):
+            path = folder.path(name)
+            try:
+                found, file = os.stat(path), kept.get(name)
+                if file is None or file.stamp != _stamp(found):
+                    file = kept[name] = OpenFile(path)
+                    found = file.found
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise Damage(name, "{path} is not there", missing=True) from error
+            except OSError as error:
+                raise self._refused(name, error) from error
+            if not stat.S_ISREG(found.st_mode):
+                kept.pop(name, None)
+                raise Damage(name, "{path} is not there: what has its name is no file", missing=True)
+            if found.st_size != size:
+                raise Damage(name, f"{{path}} has {found.st_size:,} bytes, {size:,} were committed")
+            self.files.append(file)
+        self.descriptors = [file.descriptor for file in self.files]
+        self.stamps: list[Stamp | None] = [file.stamp for file in self.files]
+        while len(kept) > KEPT:
+            kept.popitem(last=False)
 
     def fill(self, pieces: Sequence[Piece]) -> None:
         """Fill the arrays. What is not in memory is asked for all at once, then waited for.
@@ -139,15 +156,9 @@ class RemoteFiles:
     together = 64 << 20  # bytes that one call fetches side by side, and holds in memory
     cold = False
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int]) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept) -> None:
         self.folder, self.names, self.sizes = folder, names, sizes
         self.stamps: list[Stamp | None] = [None] * len(names)
-
-    def __enter__(self) -> RemoteFiles:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        pass
 
     def expect(self, pieces: Sequence[Piece]) -> None:
         """Nothing: a request that nobody waits for is no use here."""
@@ -213,8 +224,8 @@ def _merged(pieces: Sequence[Piece]) -> list[list[Piece]]:
 Files = LocalFiles | RemoteFiles
 
 
-def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int]) -> Files:
-    """Open files of a folder to read from all of them; close by leaving the `with` block."""
+def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> Files:
+    """Files of a folder to read from; local ones stay open in `kept`, the last few."""
     kind: Callable[..., Any] = LocalFiles if folder.local else RemoteFiles
-    found: Files = kind(folder, names, sizes)
+    found: Files = kind(folder, names, sizes, kept)
     return found

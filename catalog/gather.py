@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from catalog.files import Damage, Files, Piece
-from catalog.grid import STORED_AS, Grid, checksum, extend, from_stored
+from catalog.grid import STORED_AS, Grid, checksum, checksums, extend, from_stored
 from catalog.shards import Shard
 
 BATCH = 1 << 20  # bytes of scattered rows that are checked while they are in the processor's cache
@@ -135,9 +135,10 @@ def read_scattered(wanted: Wanted, window: Window, chosen: np.ndarray) -> None:
         rows = [wanted.out[i] for i in target[batch].tolist()] if block is None else list(block)
         numbers = number[batch].tolist()
         files.fill([(n, at, (row,), length) for n, at, row in zip(numbers, offset[batch].tolist(), rows, strict=True)])
-        for n, row, expected in zip(numbers, rows, crc[batch].tolist(), strict=True):
-            if checksum(row) != expected:
-                raise _other_weights(files.names[n])
+        expected = crc[batch].tolist()
+        if (found := checksums(rows)) != expected:
+            wrong = [n for n, one, other in zip(numbers, found, expected, strict=True) if one != other]
+            raise _other_weights(files.names[wrong[0]])
         if block is None:
             block = wanted.out if len(rows) == len(wanted.out) else wanted.out[target[batch]]
         if not _finite(block, grid):
@@ -184,9 +185,8 @@ def read_chunks(wanted: Wanted, window: Window, chosen: np.ndarray) -> None:
             check_chunk(files.names[number[i]], offset[i], length, crc, tail)
             same = crc == shard.joined[chunk[i]]
             if not same:  # rows that hold no weights may be anything, those wanted may not
-                for r, expected in zip(wanted.row[a:b].tolist(), wanted.crc[a:b].tolist(), strict=True):
-                    if checksum(block[r]) != expected:
-                        raise _other_weights(files.names[number[i]])
+                if checksums(block[r] for r in wanted.row[a:b].tolist()) != wanted.crc[a:b].tolist():
+                    raise _other_weights(files.names[number[i]])
             rows = slice(row[i], row[i] + b - a) if straight[i] else wanted.row[a:b]
             if not (same and shard.finite[chunk[i]]):
                 if not _finite(block[rows], grid):
@@ -225,7 +225,7 @@ def read_part(wanted: Wanted, window: Window, part: slice, block: np.ndarray, ro
 
 def check_rows(wanted: Wanted, block: np.ndarray, crc: np.ndarray, path: str) -> None:
     """Compare whole rows (rows, size) with the crc32c they were committed with."""
-    if any(checksum(row) != expected for row, expected in zip(block, crc.tolist(), strict=True)):
+    if checksums(block) != crc.tolist():
         raise _other_weights(path)
     if not _finite(block, wanted.grid):
         raise _not_finite(path)

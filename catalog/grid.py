@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +176,13 @@ def encode_shard(grid: Grid, block: np.ndarray) -> memoryview:
 def checksum(data: bytes | bytearray | memoryview | np.ndarray) -> int:
     """crc32c (Castagnoli) of bytes, or of the bytes of an array in C order."""
     return extend(0, data)
+
+
+def checksums(rows: Iterable[np.ndarray]) -> list[int]:
+    """crc32c of each array."""
+    if google_crc32c.implementation == "c":  # which takes them as they are
+        return list(map(google_crc32c.value, rows))
+    return list(map(checksum, rows))
 
 
 def extend(crc: int, data: bytes | bytearray | memoryview | np.ndarray) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from catalog.errors import CorruptError, MissingDataError
-from catalog.files import Damage, Files, Piece, Stamp, open_files
+from catalog.files import Damage, Files, Kept, Piece, Stamp, open_files
 from catalog.folder import Folder
 from catalog.fragments import Fragment
 from catalog.gather import Wanted, Window, check_rows, read_chunks, read_part, read_scattered
@@ -31,11 +31,13 @@ class Reader:
     Args:
         indices: path of a shard file -> the stamp it had, and where its chunks begin.
         shards: name of a fragment -> what it says of its shard.
+        files: name -> an open file.
         listing: stamp of the folder of fragments -> what was in it (one, the last).
     """
 
     indices: OrderedDict[str, tuple[Stamp | None, np.ndarray]] = field(default_factory=OrderedDict)
     shards: OrderedDict[str, Shard] = field(default_factory=OrderedDict)
+    files: Kept = field(default_factory=OrderedDict)
     listing: dict[int | None, dict[tuple[str, int], str]] = field(default_factory=dict)
 
     def shard(self, grid: Grid, name: str, load: Callable[[str], Fragment]) -> Shard:
@@ -101,23 +103,23 @@ class Reader:
 
     def _whole_rows(self, folder: Folder, window: Sequence[Shard], wanted: Wanted, edges: Sequence[int]) -> None:
         """Rows that lie in one chunk: those of which half the chunk is wanted come with it, others alone."""
-        with _open(folder, window, 0) as files:
-            indices = self._offsets(files, window, 0)
-            offset = np.concatenate(
-                [index[wanted.chunk[a:b], 0] for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
-            )
-            counts = np.diff(np.array(edges))
-            groups = slice(edges[0], edges[-1])
-            chunks = Window(files, window, groups, np.repeat(np.arange(len(window)), counts), offset)
-            if (offset < 0).any():
-                at = int(np.argmin(offset))
-                raise _lacking(wanted, files.names[chunks.file[at]], groups.start + at)
-            starts = wanted.starts[groups.start : groups.stop + 1]
-            dense = 2 * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
-            if not dense.all():
-                read_scattered(wanted, chunks, ~dense)
-            if dense.any():
-                read_chunks(wanted, chunks, dense)
+        files = self._open(folder, window, 0)
+        indices = self._offsets(files, window, 0)
+        offset = np.concatenate(
+            [index[wanted.chunk[a:b], 0] for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
+        )
+        counts = np.diff(np.array(edges))
+        groups = slice(edges[0], edges[-1])
+        chunks = Window(files, window, groups, np.repeat(np.arange(len(window)), counts), offset)
+        if (offset < 0).any():
+            at = int(np.argmin(offset))
+            raise _lacking(wanted, files.names[chunks.file[at]], groups.start + at)
+        starts = wanted.starts[groups.start : groups.stop + 1]
+        dense = 2 * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
+        if not dense.all():
+            read_scattered(wanted, chunks, ~dense)
+        if dense.any():
+            read_chunks(wanted, chunks, dense)
 
     def _split_rows(self, folder: Folder, shard: Shard, wanted: Wanted, groups: range) -> None:
         """Rows that lie in several chunks, and maybe files: always with the whole chunks."""
@@ -130,16 +132,20 @@ class Reader:
             straight = wanted.columns is None and len(target) == 1
             block = wanted.out[target[0] : target[0] + 1] if straight else wanted.empty(len(rows))
             for number, part in enumerate(parts):
-                with _open(folder, [shard], number) as files:
-                    (index,) = self._offsets(files, [shard], number)
-                    offset = index[wanted.chunk[group], : -(-(part.stop - part.start) // p)]
-                    if (offset < 0).any():
-                        raise _lacking(wanted, files.names[0], group)
-                    window = Window(files, [shard], slice(group, group + 1), np.zeros(1, np.int64), offset)
-                    read_part(wanted, window, part, block, rows)
+                files = self._open(folder, [shard], number)
+                (index,) = self._offsets(files, [shard], number)
+                offset = index[wanted.chunk[group], : -(-(part.stop - part.start) // p)]
+                if (offset < 0).any():
+                    raise _lacking(wanted, files.names[0], group)
+                window = Window(files, [shard], slice(group, group + 1), np.zeros(1, np.int64), offset)
+                read_part(wanted, window, part, block, rows)
             check_rows(wanted, block[back], wanted.crc[place], shard.files[0].path)
             if not straight:
                 wanted.give(block[back], target)
+
+    def _open(self, folder: Folder, shards: Sequence[Shard], part: int) -> Files:
+        files = [shard.files[part] for shard in shards]
+        return open_files(folder, [file.path for file in files], [file.size for file in files], self.files)
 
     def _offsets(self, files: Files, shards: Sequence[Shard], part: int) -> list[np.ndarray]:
         """For each open file, which is a part of a shard, where its chunks begin (see `decode_index`)."""
@@ -168,11 +174,6 @@ class Reader:
         while len(self.indices) > KEPT_INDICES:
             self.indices.popitem(last=False)
         return [offsets for offsets in found if offsets is not None]
-
-
-def _open(folder: Folder, shards: Sequence[Shard], part: int) -> Files:
-    files = [shard.files[part] for shard in shards]
-    return open_files(folder, [file.path for file in files], [file.size for file in files])
 
 
 def _lacking(wanted: Wanted, path: str, group: int) -> Damage:

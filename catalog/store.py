@@ -158,9 +158,8 @@ class Zoo:
 
     def _one_variant(self, address: pl.DataFrame) -> Variant:
         column = address.get_column("variant")
-        names = [column[0]]
-        if not (column == names[0]).all():
-            names = sorted(column.unique())
+        names = [column[0]] if column.n_unique() == 1 else sorted(column.unique())
+        if len(names) != 1:
             raise QueryError(
                 f"read takes rows of one variant, got {len(names)}: {names}; filter by variant, then read each"
             )
@@ -348,7 +347,7 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
         raise QueryError("no rows: the query matched none")
     if "zoo" in table.columns:
         column = table.get_column("zoo")
-        mine = column.dtype == pl.String and not column.null_count() and (column == zoo).all()
+        mine = column.n_unique() == 1 and column[0] == zoo
         if not mine and (others := set(column.unique()) - {zoo}):
             raise QueryError(
                 f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"

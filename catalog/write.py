@@ -15,7 +15,7 @@ import polars as pl
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
 from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
-from catalog.grid import checksum, encode_shard, from_stored, make_grid, to_stored
+from catalog.grid import checksums, encode_shard, from_stored, make_grid, to_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
 from weightspace.layout import Layout
@@ -126,7 +126,7 @@ def write_shard(
             "variant": [variant] * len(rows),
             "model": np.repeat(np.array(models, np.int64), grid.shape[1]),
             "checkpoint": np.tile(np.arange(grid.shape[1], dtype=np.int64), len(models)),
-            "crc32c": np.fromiter(map(checksum, flat), np.uint32, len(flat)),
+            "crc32c": np.array(checksums(flat), np.uint32),
         }
     )
     table = pl.concat([address, rows.drop(address.columns, strict=False)], how="horizontal")

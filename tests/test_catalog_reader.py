@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import pickle
@@ -245,19 +246,26 @@ def test_only_what_is_needed_is_read(tmp_path: Path, asked: list[tuple[int, int]
     assert asked == [(chunk, chunk)]  # half of a chunk comes with the rest
 
 
-def test_files_are_closed(tmp_path: Path) -> None:
-    zoo, _, rows = wide(tmp_path)
-    before = (
-        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("no list of open files")
-    )
-    zoo.read(rows)
-    (tmp_path / "weights/net/c/0/0/0").write_bytes(b"x")
+def num_open() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("no list of open files")
+
+
+def test_few_files_stay_open_and_none_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_files, "KEPT", 3)
+    zoo, weights, _ = make(tmp_path, Grid((9, 1, 9), (1, 1, 9), (1, 1, 9), "float32"), 1, lost=0)
+    rows = zoo.scan().collect()
+    before = num_open()
+    np.testing.assert_array_equal(zoo.read(rows), weights[:, 0])
+    assert num_open() == before + 3
+    (tmp_path / "weights/net/c/8/0/0").write_bytes(b"x")
     with pytest.raises(CorruptError):
         zoo.read(rows)
-    (tmp_path / "weights/net/c/0/0/0").unlink()
+    (tmp_path / "weights/net/c/8/0/0").unlink()
     with pytest.raises(MissingDataError):
         zoo.read(rows)
-    assert len(os.listdir("/proc/self/fd")) == before
+    del zoo
+    gc.collect()
+    assert num_open() == before
 
 
 def test_a_pipe_in_the_place_of_a_shard_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -309,14 +317,13 @@ def test_systems_without_positioned_reads_into_arrays(tmp_path: Path, monkeypatc
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, _, rows = wide(tmp_path)
     zoo.read(rows)
-    real = os.fstat
+    real = os.preadv
 
-    def fstat(descriptor: int) -> os.stat_result:
-        found = real(descriptor)
+    def preadv(*args: Any) -> int:
         os.truncate(tmp_path / "weights/net/c/0/0/0", 100)
-        return found
+        return real(*args)
 
-    monkeypatch.setattr(os, "fstat", fstat)
+    monkeypatch.setattr(os, "preadv", preadv)
     with pytest.raises(CorruptError, match=r"shard 0 of net in .*/c/0/0/0 ends at byte .*restore it"):
         zoo.read(rows)
 
