@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ Stamp = tuple[int, ...]
 
 KEPT = 64  # files that stay open
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, else say so at once
-GAP = 64 << 10  # bytes between two ranges that are fetched with them: cheaper than another request
+GAP = 256 << 10  # bytes between two ranges that are fetched with them: cheaper than another request
 REQUEST = 8 << 20  # ranges side by side are one request up to this many bytes: several run at once
 
 
@@ -165,13 +165,21 @@ class RemoteFiles:
 
     def fill(self, pieces: Sequence[Piece]) -> None:
         """As `LocalFiles.fill`; also raises FormatError for servers without byte ranges."""
-        order = sorted(range(len(pieces)), key=lambda at: pieces[at][:2])
-        requests = _merged([pieces[at] for at in order])
-        names = [self.names[group[0][0]] for group in requests]
-        starts = [group[0][1] for group in requests]
-        stops = [max(piece[1] + piece[3] for piece in group) for group in requests]
+        batch: list[tuple[int, int, list[Piece]]] = []
+        held = 0
+        for start, stop, group in _requests(sorted(pieces, key=lambda piece: piece[:2])):
+            if batch and held + stop - start > self.together:
+                self._fetch(batch)
+                batch, held = [], 0
+            batch.append((start, stop, group))
+            held += stop - start
+        self._fetch(batch)
+
+    def _fetch(self, requests: Sequence[tuple[int, int, list[Piece]]]) -> None:
+        starts, stops = [start for start, _, _ in requests], [stop for _, stop, _ in requests]
+        names = [self.names[group[0][0]] for _, _, group in requests]
         parts = self.folder.fetch(names, starts, stops)
-        for group, start, stop, part in zip(requests, starts, stops, parts, strict=True):
+        for (start, stop, group), part in zip(requests, parts, strict=True):
             number = group[0][0]
             if isinstance(part, BaseException):
                 raise self._why(number, part) from part
@@ -206,19 +214,19 @@ class RemoteFiles:
         return storage_error(error, f"reading {self.names[number]} of {self.folder.url}")
 
 
-def _merged(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces in order, in groups that one request fetches."""
-    groups: list[list[Piece]] = []
+def _requests(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, list[Piece]]]:
+    """Ranges (start, stop) of one file that fetch all pieces, which come in order, with the pieces inside."""
     start = stop = 0
+    group: list[Piece] = []
     for piece in pieces:
         number, offset, _, length = piece
-        if groups and groups[-1][0][0] == number and offset - stop <= GAP and offset + length - start <= REQUEST:
-            groups[-1].append(piece)
-            stop = max(stop, offset + length)
-        else:
-            groups.append([piece])
-            start, stop = offset, offset + length
-    return groups
+        if group and (number != group[0][0] or offset - stop > GAP or offset + length - start > REQUEST):
+            yield start, stop, group
+            group = []
+        start, stop = (start, max(stop, offset + length)) if group else (offset, offset + length)
+        group.append(piece)
+    if group:
+        yield start, stop, group
 
 
 Files = LocalFiles | RemoteFiles
