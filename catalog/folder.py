@@ -62,10 +62,9 @@ class Folder:
 
     def path(self, name: str) -> str:
         """Full path of a file of this folder. `name` is relative, with forward slashes, and stays inside."""
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts or "\0" in name:
+        if name.startswith("/") or "\0" in name or (".." in name and ".." in name.split("/")):
             raise FormatError(f"{name!r} leads out of the zoo {self.url}")
-        return os.path.join(self.root, *parts) if self.local else f"{self.root}/{name}"
+        return f"{self.root}/{name}"
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """All bytes of a file. FileNotFoundError when it is not there.
@@ -82,23 +81,16 @@ class Folder:
             data: bytes = self.fs.cat_file(self.path(name))
             return data
 
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Bytes [start, stop) of one file for each range; a short file gives short bytes."""
-        path = self.path(name)
-        with self._refusals(f"reading {name} of {self.url}"):
-            if not self.local:
-                starts, stops = [list(side) for side in zip(*ranges, strict=True)]
-                parts = list(self.fs.cat_ranges([path] * len(ranges), starts, stops, on_error="raise"))
-                if any(len(part) > stop - start for part, (start, stop) in zip(parts, ranges, strict=True)):
-                    raise FormatError(
-                        f"the server of {self.url} does not answer byte ranges; use one that does, or copy the zoo here"
-                    )
-                return parts
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                return [os.pread(descriptor, stop - start, start) for start, stop in ranges]
-            finally:
-                os.close(descriptor)
+    def fetch(
+        self, names: Sequence[str], starts: Sequence[int | None], stops: Sequence[int | None]
+    ) -> list[bytes | BaseException]:
+        """Bytes [start, stop) of files far away, all requested at once; what failed gives its exception in that place.
+
+        None stands for the beginning and the end of a file. A short file gives short bytes.
+        """
+        with self._refusals(f"reading {len(names)} ranges of {self.url}"):
+            paths = [self.path(name) for name in names]
+            return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return")) if paths else []
 
     def size(self, name: str) -> int:
         """Bytes of a file. FileNotFoundError when it is not there."""
@@ -112,6 +104,13 @@ class Folder:
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
             return int(size)
+
+    def stamp(self, name: str) -> int | None:
+        """What changes when files come to or go from a local folder; None far away, or when it is not there."""
+        try:
+            return os.stat(self.path(name)).st_mtime_ns if self.local else None
+        except OSError:
+            return None
 
     def exists(self, name: str) -> bool:
         with self._refusals(f"looking at {name} of {self.url}"):
@@ -171,7 +170,7 @@ class Folder:
             raise FormatError(advice)
         return names
 
-    def write(self, name: str, data: bytes | bytearray) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
 
         Local: temporary name, write, fsync, rename, fsync of the directory. Remote: one PUT, atomic in object stores.
@@ -244,7 +243,7 @@ def _not_gone(error: OSError) -> None:
         raise error
 
 
-def _write_durably(path: str, data: bytes | bytearray) -> None:
+def _write_durably(path: str, data: bytes | memoryview) -> None:
     directory, name = os.path.split(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")

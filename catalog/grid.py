@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,7 @@ def group_metadata() -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def encode_shard(grid: Grid, block: np.ndarray) -> bytearray:
+def encode_shard(grid: Grid, block: np.ndarray) -> memoryview:
     """The bytes of one shard file.
 
     Args:
@@ -154,29 +154,48 @@ def encode_shard(grid: Grid, block: np.ndarray) -> bytearray:
             shorter part than the shard at the array's end.
     """
     counts, (m, _, p) = grid.chunks_per_shard, grid.chunk
-    nan = BFLOAT16_NAN if grid.dtype == "bfloat16" else np.nan
+    there = -(-block.shape[0] // m), block.shape[1], -(-block.shape[2] // p)  # chunks that hold a part of the block
+    length, present = m * p * grid.itemsize + 4, math.prod(there)
+    out = np.empty(present * length + math.prod(counts) * 16 + 4, np.uint8)
     index = np.full((*counts, 2), ABSENT, "<u8")
-    chunk_bytes = m * p * grid.itemsize
-    out = bytearray()
-    for a, b, c in np.ndindex(*counts):
-        values = block[a * m : (a + 1) * m, b, c * p : (c + 1) * p]
-        if values.size == 0:
-            continue
-        if values.shape != (m, p):
-            padded = np.full((m, p), nan, STORED_AS[grid.dtype])
-            padded[: values.shape[0], : values.shape[1]] = values
-            values = padded
-        raw = np.ascontiguousarray(values, STORED_AS[grid.dtype]).tobytes()
-        index[a, b, c] = len(out), chunk_bytes + 4
-        out += raw
-        out += checksum(raw).to_bytes(4, "little")
-    tail = index.tobytes()
-    return out + tail + checksum(tail).to_bytes(4, "little")
+    for number, (a, b, c) in enumerate(np.ndindex(*there)):
+        chunk = out[number * length : (number + 1) * length]
+        values = chunk[:-4].view(STORED_AS[grid.dtype]).reshape(m, p)
+        part = block[a * m : (a + 1) * m, b, c * p : (c + 1) * p]
+        if part.shape != (m, p):
+            values[:] = BFLOAT16_NAN if grid.dtype == "bfloat16" else np.nan
+        values[: part.shape[0], : part.shape[1]] = part
+        chunk[-4:] = _crc_bytes(chunk[:-4])
+        index[a, b, c] = number * length, length
+    tail = out[present * length :]
+    tail[:-4] = index.reshape(-1).view(np.uint8)
+    tail[-4:] = _crc_bytes(tail[:-4])
+    return out.data
 
 
-def checksum(data: bytes | memoryview) -> int:
-    """crc32c (Castagnoli) of bytes."""
-    return int(google_crc32c.value(bytes(data)))
+def checksum(data: bytes | bytearray | memoryview | np.ndarray) -> int:
+    """crc32c (Castagnoli) of bytes, or of the bytes of an array in C order."""
+    return extend(0, data)
+
+
+def checksums(rows: Iterable[np.ndarray]) -> list[int]:
+    """crc32c of each array."""
+    if google_crc32c.implementation == "c":  # which takes them as they are
+        return list(map(google_crc32c.value, rows))
+    return list(map(checksum, rows))
+
+
+def extend(crc: int, data: bytes | bytearray | memoryview | np.ndarray) -> int:
+    """crc32c of bytes that follow others, whose crc32c is given."""
+    if isinstance(data, bytearray | memoryview):  # not taken by the library; an array over them is, and copies nothing
+        data = np.frombuffer(data, np.uint8)
+    if google_crc32c.implementation != "c":
+        data = bytes(data)
+    return int(google_crc32c.extend(crc, data))
+
+
+def _crc_bytes(data: np.ndarray) -> np.ndarray:
+    return np.frombuffer(checksum(data).to_bytes(4, "little"), np.uint8)
 
 
 def to_stored(weights: np.ndarray, dtype: str) -> np.ndarray:

@@ -1,128 +1,119 @@
-"""Read rows from shard files: byte ranges of standard Zarr v3 shards, every byte used checked by crc32c."""
+"""What a reader keeps of a committed shard: where its chunks lie, and the checksums its rows were committed with."""
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
-from catalog.errors import CorruptError, MissingDataError
-from catalog.folder import Folder
-from catalog.fragments import Fragment
-from catalog.grid import ABSENT, STORED_AS, Grid, checksum, from_stored
-from catalog.record import Variant
-
-COALESCE = 64 << 20  # adjacent chunks are read together up to this many bytes
+from catalog.fragments import Fragment, ShardFile
+from catalog.grid import ABSENT, Grid, checksum, extend
 
 
-def read_rows(
-    folder: Folder,
-    variant: Variant,
-    fragment: Fragment,
-    models: np.ndarray,
-    checkpoints: np.ndarray,
-    crc: np.ndarray,
-    out: np.ndarray,
-    at: np.ndarray,
-) -> None:
-    """Fill out[at] with rows of one shard.
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A committed shard; its rows (models, checkpoints) in C order.
 
     Args:
-        models, checkpoints: (rows,) positions inside the shard.
-        crc: (rows,) crc32c of each row's stored bytes, as committed.
-        out: (all rows, size) in the stored type; `at` (rows,) says where each goes.
+        name: of its fragment.
+        number: of the shard.
+        stored: (rows,) bool, which hold weights.
+        crc: (rows,) uint32, crc32c of each row's stored bytes.
+        runs: (rows,) text, for messages.
+    """
+
+    grid: Grid
+    name: str
+    number: int
+    files: tuple[ShardFile, ...]
+    stored: np.ndarray
+    crc: np.ndarray
+    runs: pl.Series
+
+    @classmethod
+    def of(cls, grid: Grid, name: str, fragment: Fragment) -> Shard:
+        """What a reader needs of a fragment, which may have many more columns."""
+        rows = fragment.rows
+        stored, crc = np.ascontiguousarray(rows["stored"].to_numpy()), np.ascontiguousarray(rows["crc32c"].to_numpy())
+        return cls(grid, name, fragment.shard, fragment.files, stored, crc, rows["run"])
+
+    @functools.cached_property
+    def complete(self) -> bool:
+        """Whether all rows hold weights."""
+        return bool(self.stored.all())
+
+    @functools.cached_property
+    def finite(self) -> np.ndarray:
+        """(chunks of models * checkpoints,) bool: whose rows, as committed, were seen to be finite. Readers note it."""
+        return np.zeros(-(-len(self.crc) // self.grid.shape[1] // self.grid.chunk[0]) * self.grid.shape[1], bool)
+
+    @functools.cached_property
+    def joined(self) -> np.ndarray:
+        """(chunks of models * checkpoints,) uint32: crc32c of a chunk's rows, one after the other, from theirs.
+
+        So a chunk read whole is compared with what was committed in one pass over its bytes.
+        """
+        (m, _, _), rows = self.grid.chunk, self.crc.reshape(-1, self.grid.shape[1])
+        length, whole = self.grid.shape[2] * self.grid.itemsize, len(rows) // m * m
+        parts = [join_crcs(rows[:whole].reshape(-1, m, rows.shape[1]).swapaxes(0, 1), length)]
+        if whole < len(rows):  # the last chunk of the array may have fewer
+            parts.append(join_crcs(rows[whole:, None], length))
+        return np.concatenate(parts).reshape(-1)
+
+
+def join_crcs(crcs: np.ndarray, length: int) -> np.ndarray:
+    """crc32c of blocks of `length` bytes put together, from the crc32c of each: (blocks, ...) -> (...).
+
+    crc(A + B) = shift(crc(A)) xor crc(B), where the shift depends on the length of B alone and is linear over bits.
+    """
+    joined = crcs[0].astype(np.uint32)
+    if len(crcs) > 1:
+        tables = _shift(length)
+    for after in crcs[1:]:
+        shifted = after.astype(np.uint32)
+        for byte, table in enumerate(tables):
+            shifted ^= table[(joined >> (8 * byte)) & 0xFF]
+        joined = shifted
+    return joined
+
+
+@functools.lru_cache(32)
+def _shift(length: int) -> np.ndarray:
+    """(4, 256): what each byte of a crc32c becomes when `length` bytes follow; found by asking, a bit at a time."""
+    zeros = bytes(length)
+    base = extend(0, zeros)
+    bits = np.array([extend(1 << bit, zeros) ^ base for bit in range(32)], np.uint32).reshape(4, 8)
+    tables = np.zeros((4, 256), np.uint32)
+    for bit in range(8):
+        tables[:, np.arange(256) >> bit & 1 == 1] ^= bits[:, bit, None]
+    return tables
+
+
+def index_bytes(grid: Grid) -> int:
+    """Length of the index at the end of a shard file, with its checksum."""
+    return math.prod(grid.chunks_per_shard) * 16 + 4
+
+
+def decode_index(grid: Grid, tail: np.ndarray, size: int) -> np.ndarray:
+    """Where the chunks of a shard file begin: (chunks of models * checkpoints, chunks along the vector) int64, or -1.
+
+    Args:
+        tail: the last `index_bytes(grid)` bytes of the file, uint8.
+        size: of the file.
 
     Raises:
-        MissingDataError, CorruptError: naming zoo, variant, shard and file.
+        ValueError: it is damaged, or describes chunks that are not raw or lie outside the file; says which.
     """
-    grid = variant.grid
-    where = f"shard {fragment.shard} of {variant.name} in {folder.url}"
-    for file, (_, part) in zip(fragment.files, grid.parts(fragment.shard), strict=True):
-        try:
-            found = folder.size(file.path)
-            if found != file.size:
-                raise CorruptError(
-                    f"{where}: {file.path} has {found:,} bytes, {file.size:,} were committed; restore it from a copy"
-                )
-            index = _read_index(folder, file.path, file.size, grid, where)
-            _read_part(folder, file.path, index, grid, models, checkpoints, out, at, part, where)
-        except FileNotFoundError as error:
-            raise MissingDataError(f"{where}: {file.path} is not there; restore it from a copy") from error
-    for row, expected in zip(at.tolist(), crc.tolist(), strict=True):
-        if checksum(out[row].tobytes()) != expected:
-            raise CorruptError(
-                f"{where}: the weights are not those committed (another shard's file?); restore it from a copy"
-            )
-        if not np.isfinite(from_stored(out[row], grid.dtype)).all():  # no writer of ours commits such a row
-            raise CorruptError(f"{where}: a row said to hold weights holds NaN or infinity; build the zoo again")
-
-
-def _read_index(folder: Folder, path: str, size: int, grid: Grid, where: str) -> np.ndarray:
-    """The shard index, (chunks..., offset and length), checked to describe raw chunks that lie inside the file."""
-    length = math.prod(grid.chunks_per_shard) * 16 + 4
-    if size < length:
-        raise CorruptError(f"{where}: {path} has {size:,} bytes, too few for its index of {length:,}")
-    (tail,) = folder.read_ranges(path, [(size - length, size)])
-    if len(tail) != length or checksum(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-        raise CorruptError(f"{where}: the index of {path} is damaged; restore it from a copy")
-    index = np.frombuffer(tail[:-4], "<u8").reshape(*grid.chunks_per_shard, 2)
-    present = index[..., 0] != ABSENT
+    if checksum(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
+        raise ValueError("is damaged")
+    index = tail[:-4].view("<u8").reshape(-1, 2)
+    absent = index[:, 0] == ABSENT
     raw = grid.chunk[0] * grid.chunk[2] * grid.itemsize + 4
-    offsets, lengths = index[present].T
-    if (lengths != raw).any() or (offsets > size - length - raw).any():
-        raise CorruptError(f"{where}: the index of {path} points outside the file, or at chunks that are not raw")
-    return index
-
-
-def _read_part(
-    folder: Folder,
-    path: str,
-    index: np.ndarray,
-    grid: Grid,
-    models: np.ndarray,
-    checkpoints: np.ndarray,
-    out: np.ndarray,
-    at: np.ndarray,
-    part: slice,
-    where: str,
-) -> None:
-    m, _, p = grid.chunk
-    keys = (models // m) * grid.shape[1] + checkpoints
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    chunks = []  # (offset, part of the vector, rows of `out`, rows of the chunk)
-    for rows in np.split(order, starts[1:]):
-        a, b = int(models[rows[0]]) // m, int(checkpoints[rows[0]])
-        for c in range(-(-(part.stop - part.start) // p)):
-            offset = int(index[a, b, c, 0])
-            if offset == ABSENT:
-                raise CorruptError(f"{where}: {path} lacks the chunk of model {models[rows[0]]}, checkpoint {b}")
-            chunks.append((offset, part.start + c * p, at[rows], models[rows] - a * m))
-    chunks.sort(key=lambda chunk: chunk[0])
-    size = m * p * grid.itemsize + 4
-    for run in _runs([chunk[0] for chunk in chunks], size):
-        begin = chunks[run.start][0]
-        (data,) = folder.read_ranges(path, [(begin, chunks[run.stop - 1][0] + size)])
-        view = memoryview(data)
-        for offset, start, target, source in chunks[run.start : run.stop]:
-            raw = view[offset - begin : offset - begin + size]
-            if len(raw) != size or checksum(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
-                raise CorruptError(
-                    f"{where}: bytes {offset:,} to {offset + size:,} of {path} are damaged; restore it from a copy"
-                )
-            values = np.frombuffer(raw[:-4], STORED_AS[grid.dtype]).reshape(m, p)
-            stop = min(start + p, part.stop)
-            out[target, start:stop] = values[source, : stop - start]
-
-
-def _runs(offsets: list[int], size: int) -> list[range]:
-    """Ranges of positions whose chunks lie side by side in the file."""
-    found: list[range] = []
-    for position, offset in enumerate(offsets):
-        if found:
-            first, last = offsets[found[-1].start], offsets[position - 1]
-            if offset == last + size and offset + size - first <= COALESCE:
-                found[-1] = range(found[-1].start, position + 1)
-                continue
-        found.append(range(position, position + 1))
-    return found
+    last = size - len(tail) - raw  # where a chunk may begin at most; below zero when there is no room for one
+    bad = ~absent & ((index[:, 1] != raw) | (index[:, 0] > max(last, 0)) | (last < 0))
+    if bad.any():
+        raise ValueError("points outside the file, or at chunks that are not raw")
+    return np.where(absent, -1, index[:, 0].astype(np.int64)).reshape(-1, grid.chunks_per_shard[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +13,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from catalog import shards
-from catalog.errors import CorruptError, MissingDataError, NotAZooError, QueryError, UnknownNameError, unknown_name
+from catalog.errors import MissingDataError, NotAZooError, QueryError, UnknownNameError, unknown_name
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
-from catalog.grid import STORED_AS, from_stored
+from catalog.grid import from_stored
+from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
+from catalog.shards import Shard
 from catalog.table import cached_table, fragment_rows, missing_column, with_status
 from weightspace.layout import Layout
 
 ADDRESS = ("variant", "model", "checkpoint")
+TOGETHER = 256  # fragments requested at once
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -32,6 +35,10 @@ class Zoo:
     folder: Folder
     record: Record
     _fragments: OrderedDict[str, Fragment] = field(default_factory=OrderedDict, repr=False, compare=False)
+    _reader: Reader = field(default_factory=Reader, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is kept in memory does not travel to other processes
+        return Zoo, (self.folder, self.record)
 
     @property
     def name(self) -> str:
@@ -71,10 +78,13 @@ class Zoo:
                     f"fragment {name} of {self.url} is not there; restore it or build again"
                 ) from error
             fragment = decode_fragment(self.record, name, data, self.url)
-        self._fragments[name] = fragment  # put back at the end: the first is the one not used for longest
+        self._keep(name, fragment)
+        return fragment
+
+    def _keep(self, name: str, fragment: Fragment) -> None:
+        self._fragments[name] = fragment  # at the end: the first is the one not used for longest
         while len(self._fragments) > 512:
             self._fragments.popitem(last=False)
-        return fragment
 
     def table(self) -> pl.DataFrame:
         """All committed rows, whatever their status, in the order (variant, model, checkpoint).
@@ -124,9 +134,7 @@ class Zoo:
             raise QueryError(f"dtype must be one of {', '.join(known)}, got {kind!r} (bfloat16 needs torch=True)")
         columns = None if tensors is None else variant.layout.indices(_tensor_names(tensors, variant.layout))
         models, checkpoints = (address[name].to_numpy() for name in ("model", "checkpoint"))
-        stored = self._stored(variant, models, checkpoints)
-        if columns is not None:
-            stored = stored[:, columns]
+        stored = self._stored(variant, models, checkpoints, columns)
         return _as(stored, self.record.dtype, kind, torch)
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
@@ -149,7 +157,8 @@ class Zoo:
         export_safetensors(self, row, path)
 
     def _one_variant(self, address: pl.DataFrame) -> Variant:
-        names = address["variant"].unique().sort().to_list()
+        column = address.get_column("variant")
+        names = [column[0]] if column.n_unique() == 1 else sorted(column.unique())
         if len(names) != 1:
             raise QueryError(
                 f"read takes rows of one variant, got {len(names)}: {names}; filter by variant, then read each"
@@ -159,7 +168,9 @@ class Zoo:
         except UnknownNameError as error:
             raise QueryError(f"{error}: these rows are not of {self.url}") from error
 
-    def _stored(self, variant: Variant, models: np.ndarray, checkpoints: np.ndarray) -> np.ndarray:
+    def _stored(
+        self, variant: Variant, models: np.ndarray, checkpoints: np.ndarray, columns: np.ndarray | None
+    ) -> np.ndarray:
         """(rows, size) in the stored type, every row checked against the digest it was committed with."""
         grid = variant.grid
         bad = (models < 0) | (models >= grid.shape[0]) | (checkpoints < 0) | (checkpoints >= grid.shape[1])
@@ -169,32 +180,50 @@ class Zoo:
                 f"row {at} asks for model {models[at]}, checkpoint {checkpoints[at]}; {variant.name} in {self.url} has "
                 f"{grid.shape[0]} models of {grid.shape[1]} checkpoints"
             )
-        out = np.empty((len(models), grid.shape[2]), STORED_AS[grid.dtype])
-        committed = self.committed()
         owner = models // grid.shard[0]
-        for shard in np.unique(owner).tolist():
-            if (variant.name, shard) not in committed:
+        shards = self._shards(variant, sorted(set(owner.tolist())))
+        for number, shard in shards.items():
+            if shard.complete:
+                continue
+            here = owner == number
+            place = (models[here] - number * grid.shard[0]) * grid.shape[1] + checkpoints[here]
+            if not shard.stored[place].all():
+                at = int(place[np.argmin(shard.stored[place])])
+                row = self.fragment(shard.name).rows.row(at, named=True)
                 raise MissingDataError(
-                    f"shard {shard} of {variant.name} in {self.url} is not built yet; run the build to its end"
-                )
-            fragment = self.fragment(committed[variant.name, shard])
-            here = np.flatnonzero(owner == shard)
-            position = models[here] - shard * grid.shard[0], checkpoints[here]
-            stored = fragment.column("stored", grid.shape[1])[position]
-            if not stored.all():
-                at = int(np.argmin(stored))
-                row = fragment.rows.row(int(position[0][at] * grid.shape[1] + position[1][at]), named=True)
-                raise MissingDataError(
-                    f"run {row['run']} in shard {shard} of {variant.name} in {self.url} has no weights at epoch "
+                    f"run {row['run']} in shard {number} of {variant.name} in {self.url} has no weights at epoch "
                     f"{row['epoch']} ({row['status']}: {row['reason']}); filter by stored"
                 )
-            crc = fragment.column("crc32c", grid.shape[1])[position]
-            try:
-                shards.read_rows(self.folder, variant, fragment, *position, crc, out, here)
-            except (CorruptError, MissingDataError) as error:
-                names = fragment.rows["run"].gather((position[0] * grid.shape[1]).tolist()).unique().sort().to_list()
-                raise type(error)(f"{error} (reading {len(here)} rows of runs {_few(names)})") from error.__cause__
-        return out
+        return self._reader.read(self.folder, variant, shards, models, checkpoints, columns)
+
+    def _shards(self, variant: Variant, numbers: Iterable[int]) -> dict[int, Shard]:
+        """Committed shards of a variant. A commit stays, so an older listing of them will do where it has them all."""
+        stamp = self.folder.stamp("index")
+        known = self._reader.listing.get(stamp, {})
+        if any((variant.name, number) not in known for number in numbers):
+            known = self.committed()
+            self._reader.listing.clear()
+            self._reader.listing[stamp] = known
+        names = {number: known.get((variant.name, number), "") for number in numbers}
+        if absent := [number for number, name in names.items() if not name]:
+            raise MissingDataError(
+                f"shard {absent[0]} of {variant.name} in {self.url} is not built yet; run the build to its end"
+            )
+        found: dict[int, Shard] = {}
+        for first in range(0, len(names), TOGETHER):
+            some = dict(itertools.islice(names.items(), first, first + TOGETHER))
+            self._fetch([name for name in some.values() if name not in self._reader.shards])
+            found |= {number: self._reader.shard(variant.grid, name, self.fragment) for number, name in some.items()}
+        return found
+
+    def _fetch(self, names: Sequence[str]) -> None:
+        """Load fragments far away, all requested at once; errors are left to `fragment`, which meets them again."""
+        wanted = [name for name in names if name not in self._fragments]
+        if not self.folder.local and len(wanted) > 1:
+            nothing = [None] * len(wanted)
+            for name, data in zip(wanted, self.folder.fetch(wanted, nothing, nothing), strict=True):
+                if isinstance(data, bytes):
+                    self._keep(name, decode_fragment(self.record, name, data, self.url))
 
 
 @dataclass(frozen=True)
@@ -316,15 +345,19 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
             raise missing_column(name, table.columns)
     if not len(table):
         raise QueryError("no rows: the query matched none")
-    if "zoo" in table.columns and (others := set(table["zoo"].unique()) - {zoo}):
-        raise QueryError(
-            f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"
-        )
-    address = table.select(ADDRESS)
-    if address.null_count().sum_horizontal().item():
+    if "zoo" in table.columns:
+        column = table.get_column("zoo")
+        mine = column.n_unique() == 1 and column[0] == zoo
+        if not mine and (others := set(column.unique()) - {zoo}):
+            raise QueryError(
+                f"rows of zoo {_few(sorted(map(str, others)))} were given to zoo {zoo!r}; read them from theirs"
+            )
+    address = [table.get_column(name) for name in ADDRESS]  # column by column: a query costs more than 64 rows
+    if any(column.null_count() for column in address):
         raise QueryError(f"columns {', '.join(ADDRESS)} say which weights to read, and some are null")
     try:
-        return address.cast(dict(zip(ADDRESS, (pl.String, pl.Int64, pl.Int64), strict=True)))
+        types = (pl.String, pl.Int64, pl.Int64)
+        return pl.DataFrame([c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)])
     except pl.exceptions.PolarsError as error:
         raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
 

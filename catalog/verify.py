@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from catalog import shards
 from catalog.errors import CorruptError, FormatError
 from catalog.fragments import Fragment
-from catalog.grid import STORED_AS
+from catalog.reader import Reader
+from catalog.shards import Shard
 from catalog.store import Zoo, open_zoo
 from catalog.table import NAME, cached_table, check_table, fragment_rows
 
@@ -162,15 +162,15 @@ def _check_shard(zoo: Zoo, fragment: Fragment, digests: Mapping[str, str]) -> li
         return problems
     variant = zoo.record.variant(fragment.variant)
     grid = variant.grid
-    stored = np.flatnonzero(fragment.rows["stored"].to_numpy())
-    crc = fragment.rows["crc32c"].to_numpy()
+    shard = Shard.of(grid, "", fragment)
+    stored = np.flatnonzero(shard.stored)
     together = max(BATCH // (grid.shape[2] * grid.itemsize), 1)
     try:
         for start in range(0, len(stored), together):
             batch = stored[start : start + together]
             models, checkpoints = np.divmod(batch, grid.shape[1])
-            out = np.empty((len(batch), grid.shape[2]), STORED_AS[grid.dtype])
-            shards.read_rows(zoo.folder, variant, fragment, models, checkpoints, crc[batch], out, np.arange(len(batch)))
+            models += shard.number * grid.shard[0]
+            Reader().read(zoo.folder, variant, {shard.number: shard}, models, checkpoints)
     except CorruptError as error:
         return [Problem("corrupt", fragment.files[0].path, str(error))]
     return []

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import polars as pl
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
 from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
-from catalog.grid import checksum, encode_shard, from_stored, make_grid, to_stored
+from catalog.grid import checksums, encode_shard, from_stored, make_grid, to_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
 from weightspace.layout import Layout
+
+THREAD = 1 << 20  # bytes from which a second thread is worth starting
 
 
 def make_variant(
@@ -108,28 +111,29 @@ def write_shard(
     if rows.schema["stored"] != pl.Boolean or rows["stored"].null_count():
         raise ValueError(f"column stored must be true or false, got {rows.schema['stored']}")
     keep = rows["stored"].to_numpy().reshape(expected[:2])
-    stored = to_stored(np.where(keep[..., None], weights, np.nan), grid.dtype)
+    if not keep.all():
+        weights = np.where(keep[..., None], weights, np.nan)
+    stored = np.ascontiguousarray(to_stored(weights, grid.dtype))
     finite = np.isfinite(from_stored(stored, grid.dtype)).all(-1)
     if (keep & ~finite).any():
         model, checkpoint = np.argwhere(keep & ~finite)[0].tolist()
         raise ValueError(
             f"model {model}, checkpoint {checkpoint} of shard {shard} of {variant} is not finite as {grid.dtype}"
         )
-    flat = np.ascontiguousarray(stored).reshape(len(rows), -1)
+    flat = stored.reshape(len(rows), -1)
     address = pl.DataFrame(
         {
             "variant": [variant] * len(rows),
             "model": np.repeat(np.array(models, np.int64), grid.shape[1]),
             "checkpoint": np.tile(np.arange(grid.shape[1], dtype=np.int64), len(models)),
-            "crc32c": np.array([checksum(row.tobytes()) for row in flat], np.uint32),
+            "crc32c": np.array(checksums(flat), np.uint32),
         }
     )
     table = pl.concat([address, rows.drop(address.columns, strict=False)], how="horizontal")
 
-    def parts() -> Iterator[tuple[ShardFile, bytearray]]:  # one at a time: long vectors have many of 64 MiB
+    def encoded() -> Iterator[tuple[str, memoryview]]:  # one at a time: long vectors have many of 64 MiB
         for key, part in grid.parts(shard):
-            data = encode_shard(grid, stored[:, :, part])
-            yield ShardFile(f"{entry.path}/{key}", len(data), hashlib.sha256(data).hexdigest()), data
+            yield f"{entry.path}/{key}", encode_shard(grid, stored[:, :, part])
 
     def fragment(files: Iterable[ShardFile]) -> Fragment:
         return Fragment(variant, shard, table, tuple(files), software)
@@ -137,17 +141,29 @@ def write_shard(
     planned = [ShardFile(f"{entry.path}/{key}", 0, "") for key, _ in grid.parts(shard)]
     check_fragment(zoo.record, fragment(planned), zoo.url)  # before anything is written
     if committed := zoo.committed().get((variant, shard)):
-        name, _ = encode_fragment(zoo.record, fragment(file for file, _ in parts()))
+        name, _ = encode_fragment(zoo.record, fragment(ShardFile(p, len(d), _sha256(d)) for p, d in encoded()))
         if name != committed:
             raise ValueError(
                 f"shard {shard} of {variant} in {zoo.url} is committed with another content ({committed}), and what is "
                 "committed never changes; write another zoo"
             )
-    files = []
-    for file, data in parts():
-        zoo.folder.write(file.path, data)
-        files.append(file)
+    files = [ShardFile(path, len(data), _write(zoo.folder, path, data)) for path, data in encoded()]
     zoo.folder.write(*encode_fragment(zoo.record, fragment(files)))
+
+
+def _write(folder: Folder, path: str, data: memoryview) -> str:
+    """Write a file; returns its sha256, which another thread finds while the disk is busy."""
+    if len(data) < THREAD:
+        folder.write(path, data)
+        return _sha256(data)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(_sha256, data)
+        folder.write(path, data)
+        return digest.result()
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _file_in_the_way(root: str) -> str | None:
