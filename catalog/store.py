@@ -16,7 +16,7 @@ from catalog import shards
 from catalog.errors import CorruptError, MissingDataError, NotAZooError, QueryError, UnknownNameError, unknown_name
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
-from catalog.grid import STORED_AS, from_stored
+from catalog.grid import PACKED, STORED_AS, from_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.table import cached_table, fragment_rows, missing_column, with_status
 from weightspace.layout import Layout
@@ -190,11 +190,21 @@ class Zoo:
                 )
             crc = fragment.column("crc32c", grid.shape[1])[position]
             try:
-                shards.read_rows(self.folder, variant, fragment, *position, crc, out, here)
+                read_rows(self.folder, variant, fragment, *position, crc, out, here)
             except (CorruptError, MissingDataError) as error:
                 names = fragment.rows["run"].gather((position[0] * grid.shape[1]).tolist()).unique().sort().to_list()
                 raise type(error)(f"{error} (reading {len(here)} rows of runs {_few(names)})") from error.__cause__
         return out
+
+
+def read_rows(folder: Folder, variant: Variant, *arguments: Any) -> None:
+    """Rows of one shard of either tier; see `catalog.shards.read_rows`."""
+    if variant.grid.tier == PACKED:
+        from catalog import packed  # which loads the decompressor
+
+        packed.read_rows(folder, variant, *arguments)
+    else:
+        shards.read_rows(folder, variant, *arguments)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from catalog import shards
 from catalog.errors import CorruptError, FormatError
 from catalog.fragments import Fragment
 from catalog.grid import STORED_AS
-from catalog.store import Zoo, open_zoo
+from catalog.store import Zoo, open_zoo, read_rows
 from catalog.table import NAME, cached_table, check_table, fragment_rows
 
 BATCH = 64 << 20  # bytes of weights checked at a time
@@ -170,7 +169,7 @@ def _check_shard(zoo: Zoo, fragment: Fragment, digests: Mapping[str, str]) -> li
             batch = stored[start : start + together]
             models, checkpoints = np.divmod(batch, grid.shape[1])
             out = np.empty((len(batch), grid.shape[2]), STORED_AS[grid.dtype])
-            shards.read_rows(zoo.folder, variant, fragment, models, checkpoints, crc[batch], out, np.arange(len(batch)))
+            read_rows(zoo.folder, variant, fragment, models, checkpoints, crc[batch], out, np.arange(len(batch)))
     except CorruptError as error:
         return [Problem("corrupt", fragment.files[0].path, str(error))]
     return []

@@ -14,7 +14,7 @@ import polars as pl
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
 from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
-from catalog.grid import checksum, encode_shard, from_stored, make_grid, to_stored
+from catalog.grid import HOT, checksum, encode_shard, from_stored, make_grid, to_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
 from weightspace.layout import Layout
@@ -95,6 +95,8 @@ def write_shard(
     """
     entry = zoo.record.variant(variant)
     grid = entry.grid
+    if grid.tier != HOT:
+        raise ValueError(f"{zoo.url} is packed; write a hot zoo and pack it")
     if not 0 <= shard < grid.num_shards:
         raise ValueError(f"{variant} has shards 0 to {grid.num_shards - 1}, got {shard}")
     models = grid.models(shard)

@@ -1,0 +1,214 @@
+"""Shard files of the packed tier: integer differences along checkpoints, compressed by blosc; to the bit, both ways.
+
+The reader takes byte ranges of standard Zarr v3 shards and checks every byte used, as `catalog.shards` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numcodecs import blosc
+
+from catalog.errors import CorruptError, MissingDataError
+from catalog.folder import Folder
+from catalog.fragments import Fragment
+from catalog.grid import ABSENT, BFLOAT16_NAN, STORED_AS, Grid, checksum, from_stored
+from catalog.record import Variant
+
+TOGETHER = 64 << 20  # compressed bytes asked for at once
+HEADER = 16  # of a blosc buffer
+UNSIGNED = {2: np.uint16, 4: np.uint32}
+
+# Its threads write blocks in the order in which they finish: the same weights would give other bytes each time.
+# Importing zarr sets this too.
+blosc.use_threads = False
+
+
+def encode_delta(values: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Differences along an axis between floats taken as integers in the order of the floats; any bits come back.
+
+    Args:
+        values: floats, or their bits as integers, of 2 or 4 bytes.
+
+    Returns:
+        Unsigned integers of the same shape and width. The first along the axis stands for itself.
+
+    >>> encode_delta(np.array([[1.0, 1.0, np.nextafter(np.float32(1), 0), -0.0, 0.0]], np.float32)).tolist()
+    [[2130706432, 0, 1, 2130706431, 2]]
+    """
+    bits = values.view(f"u{values.itemsize}")
+    keys = bits ^ (_sign(bits) >> 1)
+    out = keys.copy()
+    if values.shape[axis] > 1:
+        later, earlier = [slice(None)] * values.ndim, [slice(None)] * values.ndim
+        later[axis], earlier[axis] = slice(1, None), slice(None, -1)
+        out[tuple(later)] -= keys[tuple(earlier)]
+    return (out << 1) ^ _sign(out)
+
+
+def decode_delta(coded: np.ndarray, axis: int = 1) -> np.ndarray:
+    """The bits of the floats that `encode_delta` was given, as unsigned integers."""
+    keys = (coded >> 1) ^ (0 - (coded & 1))
+    along = np.moveaxis(keys, axis, 0)
+    for place in range(1, len(along)):  # whole rows at a time: twelve times faster than numpy's accumulate
+        along[place] += along[place - 1]
+    keys ^= _sign(keys) >> 1
+    return keys
+
+
+def _sign(bits: np.ndarray) -> np.ndarray:
+    """All ones where the highest bit is set, else zero."""
+    return (bits.view(f"i{bits.itemsize}") >> (8 * bits.itemsize - 1)).view(bits.dtype)
+
+
+def encode_packed(grid: Grid, block: np.ndarray) -> bytes:
+    """The bytes of one shard file.
+
+    Args:
+        block: (models, checkpoints, part of the vector) in the stored type (bfloat16 as uint16); fewer models or a
+            shorter part than the shard at the array's end.
+    """
+    counts, (m, _, p) = grid.chunks_per_shard, grid.chunk
+    index = np.full((*counts, 2), ABSENT, "<u8")
+    out = []
+    end = 0
+    for a, b, c in np.ndindex(*counts):
+        values = block[a * m : (a + 1) * m, :, c * p : (c + 1) * p]
+        if values.size == 0:
+            continue
+        padded = np.full(grid.chunk, BFLOAT16_NAN if grid.dtype == "bfloat16" else np.nan, STORED_AS[grid.dtype])
+        padded[: values.shape[0], :, : values.shape[2]] = values
+        data = blosc.compress(encode_delta(padded), b"zstd", 1, blosc.SHUFFLE, grid.itemsize << 17, grid.itemsize)
+        index[a, b, c] = end, len(data) + 4
+        end += len(data) + 4
+        out += [data, checksum(data).to_bytes(4, "little")]
+    tail = index.tobytes()
+    return b"".join([*out, tail, checksum(tail).to_bytes(4, "little")])
+
+
+def decode_packed(grid: Grid, data: bytes, shape: tuple[int, int, int], where: str) -> np.ndarray:
+    """The block that `encode_packed` was given, of this shape; raises CorruptError."""
+    out = np.empty(shape, STORED_AS[grid.dtype])
+    m, _, p = grid.chunk
+    index = _checked_index(data[len(data) - _index_bytes(grid) :], len(data), grid, where)
+    view = memoryview(data)
+    for a, b, c in np.ndindex(*grid.chunks_per_shard):
+        target = out[a * m : (a + 1) * m, :, c * p : (c + 1) * p]
+        if target.size:
+            offset, length = _place(index[a, b, c], where)
+            bits = decode_delta(_decompress(view[offset : offset + length], grid, where))
+            target[:] = bits.view(out.dtype)[: target.shape[0], :, : target.shape[2]]
+    return out
+
+
+def read_rows(
+    folder: Folder,
+    variant: Variant,
+    fragment: Fragment,
+    models: np.ndarray,
+    checkpoints: np.ndarray,
+    crc: np.ndarray,
+    out: np.ndarray,
+    at: np.ndarray,
+) -> None:
+    """As `catalog.shards.read_rows`, for packed shards: a row costs decoding its chunk."""
+    grid = variant.grid
+    where = f"shard {fragment.shard} of {variant.name} in {folder.url}"
+    for file, (_, part) in zip(fragment.files, grid.parts(fragment.shard), strict=True):
+        said = f"{where}: {file.path}"
+        try:
+            if (found := folder.size(file.path)) != file.size:
+                raise CorruptError(f"{said} has {found:,} bytes, {file.size:,} were committed; restore it from a copy")
+            tail = max(file.size - _index_bytes(grid), 0)
+            index = _checked_index(folder.read_ranges(file.path, [(tail, file.size)])[0], file.size, grid, said)
+            for rows, start, raw in _chunks(folder, file.path, index, grid, models, part.stop - part.start, said):
+                bits = _decompress(memoryview(raw), grid, said)
+                a = int(models[rows[0]]) // grid.chunk[0]
+                local, which = np.unique(models[rows] - a * grid.chunk[0], return_inverse=True)
+                last = int(checkpoints[rows].max()) + 1
+                values = decode_delta(bits[local, :last]).view(out.dtype)
+                stop = min(part.start + start + grid.chunk[2], part.stop)
+                columns = slice(part.start + start, stop)
+                out[at[rows], columns] = values[which, checkpoints[rows], : stop - columns.start]
+        except FileNotFoundError as error:
+            raise MissingDataError(f"{said} is not there; restore it from a copy") from error
+    check_rows((out[row] for row in at), crc, grid.dtype, where)
+
+
+def check_rows(rows: Iterable[np.ndarray], crc: np.ndarray, dtype: str, where: str) -> None:
+    """Raise CorruptError unless every row (size,) has its crc32c and is finite."""
+    for row, expected in zip(rows, crc.tolist(), strict=True):
+        if checksum(row.tobytes()) != expected:
+            raise CorruptError(
+                f"{where}: the weights are not those committed (another shard's file?); restore it from a copy"
+            )
+        if not np.isfinite(from_stored(row, dtype)).all():  # no writer of ours commits such a row
+            raise CorruptError(f"{where}: a row said to hold weights holds NaN or infinity; build the zoo again")
+
+
+def _chunks(
+    folder: Folder, path: str, index: np.ndarray, grid: Grid, models: np.ndarray, width: int, where: str
+) -> Iterator[tuple[np.ndarray, int, bytes]]:
+    """Which of the rows a chunk holds, where in the part it begins, and its bytes, in the order of the file."""
+    owner = models // grid.chunk[0]
+    needed = []
+    for a in np.unique(owner).tolist():
+        needed += [(*_place(index[a, 0, c], where), a, c) for c in range(-(-width // grid.chunk[2]))]
+    needed.sort()
+    while needed:
+        count, total = 0, 0
+        while count < len(needed) and (not count or total + needed[count][1] <= TOGETHER):
+            total += needed[count][1]
+            count += 1
+        now, needed = needed[:count], needed[count:]
+        ranges = [(offset, offset + length) for offset, length, _, _ in now]
+        for (_, _, a, c), raw in zip(now, folder.read_ranges(path, ranges), strict=True):
+            yield np.flatnonzero(owner == a), c * grid.chunk[2], raw
+
+
+def _index_bytes(grid: Grid) -> int:
+    return math.prod(grid.chunks_per_shard) * 16 + 4
+
+
+def _checked_index(tail: bytes, size: int, grid: Grid, where: str) -> np.ndarray:
+    """The shard index, (chunks..., offset and length), checked to describe chunks that lie inside the file."""
+    length = _index_bytes(grid)
+    if size < length:
+        raise CorruptError(f"{where} has {size:,} bytes, too few for its index of {length:,}")
+    if len(tail) != length or checksum(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
+        raise CorruptError(f"{where}: the index is damaged; restore the file from a copy")
+    index = np.frombuffer(tail[:-4], "<u8").reshape(*grid.chunks_per_shard, 2)
+    offsets, lengths = index[index[..., 0] != ABSENT].T
+    if (lengths > size - length).any() or (offsets > size - length - lengths).any():
+        raise CorruptError(f"{where}: the index points outside the file")
+    return index
+
+
+def _place(entry: np.ndarray, where: str) -> tuple[int, int]:
+    """Offset and length of a chunk that must be there."""
+    offset, length = entry.tolist()
+    if offset == ABSENT:
+        raise CorruptError(f"{where} lacks the chunk of models that it is said to hold; restore it from a copy")
+    return offset, length
+
+
+def _decompress(data: memoryview, grid: Grid, where: str) -> np.ndarray:
+    """(models, checkpoints, part) unsigned integers of one chunk, whose bytes may come from a stranger."""
+    damaged = f"{where}: a chunk of {len(data):,} bytes is damaged; restore the file from a copy"
+    raw = math.prod(grid.chunk) * grid.itemsize
+    if len(data) < HEADER + 4 or checksum(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise CorruptError(damaged)
+    body = data[:-4]
+    # the numbers by which the decompressor allocates and moves: all are known before
+    nbytes, blocksize, cbytes = np.frombuffer(body[4:HEADER], "<u4").tolist()
+    zstd, typesize = body[2] >> 5 == 4, body[3]
+    if (nbytes, cbytes, typesize, zstd) != (raw, len(body), grid.itemsize, True) or not 0 < blocksize <= nbytes:
+        raise CorruptError(f"{where}: a chunk is not what the format says; it claims to unpack to {nbytes:,} bytes")
+    out = np.empty(grid.chunk, UNSIGNED[grid.itemsize])
+    try:
+        blosc.decompress(body, out)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptError(damaged) from error
+    return out
