@@ -150,8 +150,8 @@ def packed_grid(hot: Grid) -> Grid:
         m = min(divisors, key=lambda m: abs(math.log(m * lineage / CHUNK_BYTES)))
         return Grid(hot.shape, (m, checkpoints, hot.shape[2]), (together, *hot.shape[1:]), hot.dtype, PACKED)
     part = min(part, hot.shape[2])
-    chunks = -(-part * checkpoints * hot.itemsize // LONG_BYTES)
-    p = -(-part // chunks)
+    chunks = -(-part // max(LONG_BYTES // (checkpoints * hot.itemsize), 1))
+    p = -(-part // chunks)  # as even as it goes
     return Grid(hot.shape, (1, checkpoints, p), (together, checkpoints, p * chunks), hot.dtype, PACKED)
 
 

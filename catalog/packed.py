@@ -53,7 +53,7 @@ def decode_delta(coded: np.ndarray, axis: int = 1) -> np.ndarray:
     keys = (coded >> 1) ^ (0 - (coded & 1))
     along = np.moveaxis(keys, axis, 0)
     for place in range(1, len(along)):  # whole rows at a time: twelve times faster than numpy's accumulate
-        along[place] += along[place - 1]
+        along[place : place + 1] += along[place - 1 : place]
     keys ^= _sign(keys) >> 1
     return keys
 
