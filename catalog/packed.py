@@ -181,8 +181,9 @@ def _checked_index(tail: bytes, size: int, grid: Grid, where: str) -> np.ndarray
         raise CorruptError(f"{where}: the index is damaged; restore the file from a copy")
     index = np.frombuffer(tail[:-4], "<u8").reshape(*grid.chunks_per_shard, 2)
     offsets, lengths = index[index[..., 0] != ABSENT].T
-    if (lengths > size - length).any() or (offsets > size - length - lengths).any():
-        raise CorruptError(f"{where}: the index points outside the file")
+    most = math.prod(grid.chunk) * grid.itemsize + HEADER + 4  # what blosc makes of noise
+    if (lengths > min(size - length, most)).any() or (offsets > size - length - lengths).any():
+        raise CorruptError(f"{where}: the index points outside the file, or at chunks of more than {most:,} bytes")
     return index
 
 

@@ -166,7 +166,8 @@ def _difference(wanted: Record, found: Record, where: str) -> str:
     """What to say of a zoo that is there already with another content."""
 
     def flat(record: Record) -> dict[str, str]:
-        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype}  # the cause before what follows from it
+        # the cause before what follows from it
+        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype, "tier": record.tier}
         for key, value in record.spec.items():
             content |= {f"spec.{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
             content |= {} if isinstance(value, dict) else {f"spec.{key}": value}
