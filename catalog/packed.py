@@ -1,19 +1,20 @@
 """Shard files of the packed tier: integer differences along checkpoints, compressed by blosc; to the bit, both ways.
 
-The reader takes byte ranges of standard Zarr v3 shards and checks every byte used, as `catalog.shards` does.
+The reader takes byte ranges of standard Zarr v3 shards and checks every byte used, as that of the hot tier does.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numcodecs import blosc
 
 from catalog.errors import CorruptError, MissingDataError
 from catalog.folder import Folder
-from catalog.fragments import Fragment
+from catalog.fragments import ShardFile
 from catalog.grid import ABSENT, BFLOAT16_NAN, STORED_AS, Grid, checksum, from_stored
 from catalog.record import Variant
 
@@ -106,32 +107,43 @@ def decode_packed(grid: Grid, data: bytes, shape: tuple[int, int, int], where: s
 def read_rows(
     folder: Folder,
     variant: Variant,
-    fragment: Fragment,
+    shard: int,
+    files: Sequence[ShardFile],
     models: np.ndarray,
     checkpoints: np.ndarray,
     crc: np.ndarray,
     out: np.ndarray,
     at: np.ndarray,
 ) -> None:
-    """As `catalog.shards.read_rows`, for packed shards: a row costs decoding its chunk."""
+    """Fill out[at] with rows of one shard. A row costs decoding its chunk.
+
+    Args:
+        files: of the shard, as committed.
+        models, checkpoints: (rows,) positions inside the shard.
+        crc: (rows,) crc32c of each row's stored bytes, as committed.
+        out: (all rows, size) in the stored type; `at` (rows,) says where each goes.
+
+    Raises:
+        MissingDataError, CorruptError: naming zoo, variant, shard and file.
+    """
     grid = variant.grid
-    where = f"shard {fragment.shard} of {variant.name} in {folder.url}"
-    for file, (_, part) in zip(fragment.files, grid.parts(fragment.shard), strict=True):
+    where = f"shard {shard} of {variant.name} in {folder.url}"
+    for file, (_, part) in zip(files, grid.parts(shard), strict=True):
         said = f"{where}: {file.path}"
         try:
             if (found := folder.size(file.path)) != file.size:
                 raise CorruptError(f"{said} has {found:,} bytes, {file.size:,} were committed; restore it from a copy")
-            tail = max(file.size - _index_bytes(grid), 0)
-            index = _checked_index(folder.read_ranges(file.path, [(tail, file.size)])[0], file.size, grid, said)
-            for rows, start, raw in _chunks(folder, file.path, index, grid, models, part.stop - part.start, said):
+            read = functools.partial(folder.read_ranges, file.path)
+            (tail,) = read([(max(file.size - _index_bytes(grid), 0), file.size)])
+            index = _checked_index(tail, file.size, grid, said)
+            for rows, start, raw in _chunks(read, index, grid, models, part.stop - part.start, said):
                 bits = _decompress(memoryview(raw), grid, said)
                 a = int(models[rows[0]]) // grid.chunk[0]
                 local, which = np.unique(models[rows] - a * grid.chunk[0], return_inverse=True)
                 last = int(checkpoints[rows].max()) + 1
                 values = decode_delta(bits[local, :last]).view(out.dtype)
-                stop = min(part.start + start + grid.chunk[2], part.stop)
-                columns = slice(part.start + start, stop)
-                out[at[rows], columns] = values[which, checkpoints[rows], : stop - columns.start]
+                columns = slice(part.start + start, min(part.start + start + grid.chunk[2], part.stop))
+                out[at[rows], columns] = values[which, checkpoints[rows], : columns.stop - columns.start]
         except FileNotFoundError as error:
             raise MissingDataError(f"{said} is not there; restore it from a copy") from error
     check_rows((out[row] for row in at), crc, grid.dtype, where)
@@ -149,9 +161,19 @@ def check_rows(rows: Iterable[np.ndarray], crc: np.ndarray, dtype: str, where: s
 
 
 def _chunks(
-    folder: Folder, path: str, index: np.ndarray, grid: Grid, models: np.ndarray, width: int, where: str
+    read: Callable[[list[tuple[int, int]]], list[bytes]],
+    index: np.ndarray,
+    grid: Grid,
+    models: np.ndarray,
+    width: int,
+    where: str,
 ) -> Iterator[tuple[np.ndarray, int, bytes]]:
-    """Which of the rows a chunk holds, where in the part it begins, and its bytes, in the order of the file."""
+    """Which of the rows a chunk holds, where in the part it begins, and its bytes, in the order of the file.
+
+    Args:
+        read: gives the bytes of ranges [start, stop) of the file.
+        width: elements of the part.
+    """
     owner = models // grid.chunk[0]
     needed = []
     for a in np.unique(owner).tolist():
@@ -164,7 +186,7 @@ def _chunks(
             count += 1
         now, needed = needed[:count], needed[count:]
         ranges = [(offset, offset + length) for offset, length, _, _ in now]
-        for (_, _, a, c), raw in zip(now, folder.read_ranges(path, ranges), strict=True):
+        for (_, _, a, c), raw in zip(now, read(ranges), strict=True):
             yield np.flatnonzero(owner == a), c * grid.chunk[2], raw
 
 

@@ -197,14 +197,14 @@ class Zoo:
         return out
 
 
-def read_rows(folder: Folder, variant: Variant, *arguments: Any) -> None:
+def read_rows(folder: Folder, variant: Variant, fragment: Fragment, *rows: Any) -> None:
     """Rows of one shard of either tier; see `catalog.shards.read_rows`."""
     if variant.grid.tier == PACKED:
         from catalog import packed  # which loads the decompressor
 
-        packed.read_rows(folder, variant, *arguments)
+        packed.read_rows(folder, variant, fragment.shard, fragment.files, *rows)
     else:
-        shards.read_rows(folder, variant, *arguments)
+        shards.read_rows(folder, variant, fragment, *rows)
 
 
 @dataclass(frozen=True)
