@@ -182,6 +182,28 @@ def verify(zoo: ZooArgument, as_json: Json = False, quiet: Quiet = False) -> Non
 
 
 @app.command()
+def pack(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A complete zoo.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A new folder or URL.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a zoo in smaller files, for download; it opens like any other. The same command again resumes."""
+    _repack("pack", source, target, as_json, quiet)
+
+
+@app.command()
+def unpack(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A packed zoo.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A new folder or URL.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a packed zoo as it was before, to the byte, for fast reading. The same command again resumes."""
+    _repack("unpack", source, target, as_json, quiet)
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Print this one's spec as JSON, to change and build from.")] = None,
     as_json: Json = False,
@@ -200,6 +222,19 @@ def presets(
         else:
             for name, preset in PRESETS.items():
                 print(f"{name:14} {(preset.__doc__ or '').splitlines()[0]}")
+
+
+def _repack(command: str, source: str, target: str, as_json: bool, quiet: bool) -> None:
+    with _errors(as_json):
+        import catalog
+        from zoo.sizes import size
+
+        made = (catalog.pack if command == "pack" else catalog.unpack)(source, target)
+        hot, packed, ratio = made.hot_bytes, made.packed_bytes, made.ratio
+        if as_json:
+            print(json.dumps({"zoo": target, "hot_bytes": hot, "packed_bytes": packed, "ratio": ratio}))
+        elif not quiet:
+            print(f"{target}: {command}ed; weights take {size(packed)} packed, {size(hot)} unpacked ({ratio:.2f}x)")
 
 
 @contextmanager
@@ -295,9 +330,11 @@ def _print_summary(found: dict[str, Any]) -> None:
     console = Console()
     state = "complete" if found["complete"] else f"{found['committed']} of {found['shards']} shards committed"
     rows = ", ".join(f"{count} {status}" for status, count in found["rows"].items()) or "none"
-    console.print(
-        Text(f"{found['name']}: {found['models']} models, {state}; {size(found['bytes'])} of {found['dtype']} weights")
-    )
+    extent = f"{size(found['bytes'])} of {found['dtype']} weights"
+    if "packed_bytes" in found:
+        ratio = f" ({found['bytes'] / found['packed_bytes']:.2f}x)" if found["complete"] else ""
+        extent += f", packed in {size(found['packed_bytes'])}{ratio}"
+    console.print(Text(f"{found['name']}: {found['models']} models, {state}; {extent}"))
     console.print(Text(f"rows: {rows}"))
     table = Table()
     for name in ("variant", "models", "checkpoints", "weights", "shards", "size"):

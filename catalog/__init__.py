@@ -18,12 +18,25 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
+from catalog.pack import pack, unpack
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
 from catalog.verify import verify
 from catalog.write import create, make_variant, write_shard
 
-__all__ = ["Zoo", "Zoos", "create", "make_variant", "open", "query", "rebuild_table", "verify", "write_shard"]
+__all__ = [
+    "Zoo",
+    "Zoos",
+    "create",
+    "make_variant",
+    "open",
+    "pack",
+    "query",
+    "rebuild_table",
+    "unpack",
+    "verify",
+    "write_shard",
+]
 
 
 @overload

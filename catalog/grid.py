@@ -22,6 +22,12 @@ ABSENT = 2**64 - 1  # offset and length of a chunk that lies outside the array (
 STORED_AS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # Zarr v3 has no bfloat16: its bits as uint16
 DATA_TYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 BFLOAT16_NAN = 0x7FC0
+TIERS = HOT, PACKED = "hot", "packed"
+CODEC: dict[str, Any] = {
+    "name": "weightscape.delta",
+    "version": 1,
+}  # of a packed array: this and all that follows it in `zarr.json`
+PACKED_LIMIT = 16 << 20  # of a packed chunk, which is decoded whole: a few bytes can claim to hold this much
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,16 @@ class Grid:
 
     A task is a block of `shard[0]` models with all their checkpoints. It is one Zarr shard file, or several along the
     last axis when a single model's checkpoints pass 64 MiB.
+
+    Args:
+        tier: "hot" for raw chunks of one checkpoint, "packed" for compressed chunks of all checkpoints.
     """
 
     shape: tuple[int, int, int]
     chunk: tuple[int, int, int]
     shard: tuple[int, int, int]
     dtype: str
+    tier: str = HOT
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_AS:
@@ -45,10 +55,14 @@ class Grid:
                 raise ValueError(f"{name} must be three positive integers, got {value!r}")
         if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
             raise ValueError(f"shard {self.shard} is not a multiple of chunk {self.chunk}")
-        if self.chunk[1] != 1 or self.shard[1] != self.shape[1]:
-            raise ValueError("a chunk holds one checkpoint, a shard all checkpoints of its models")
-        if math.prod(self.chunk) * self.itemsize > 256 << 20:
-            raise ValueError(f"chunk {self.chunk} is larger than 256 MiB")
+        if self.tier not in TIERS:
+            raise ValueError(f"tier must be one of {', '.join(TIERS)}, got {self.tier!r}")
+        held = {HOT: (1, "one checkpoint"), PACKED: (self.shape[1], "all checkpoints of its models when packed")}
+        if self.chunk[1] != held[self.tier][0] or self.shard[1] != self.shape[1]:
+            raise ValueError(f"a chunk holds {held[self.tier][1]}, a shard all checkpoints of its models")
+        limit = PACKED_LIMIT if self.tier == PACKED else 256 << 20
+        if math.prod(self.chunk) * self.itemsize > limit:
+            raise ValueError(f"chunk {self.chunk} is larger than {limit >> 20} MiB")
         if (rows := self.shard[0] * self.shard[1]) > MAX_ROWS:
             raise ValueError(f"a shard has at most {MAX_ROWS:,} rows, {self.shard} has {rows:,}")
         # these bound what a reader of a hostile zoo.json would list or allocate
@@ -120,11 +134,33 @@ def make_grid(models: int, checkpoints: int, size: int, dtype: str = "float32") 
     return Grid((models, checkpoints, size), (together, 1, size), (per_shard, checkpoints, size), dtype)
 
 
+def packed_grid(hot: Grid) -> Grid:
+    """The cut of a packed array: the models of a shard stay together, a chunk has all their checkpoints.
+
+    Chunks of about 1 MiB, since one row costs decoding its chunk, and of at most 4 MiB: longer vectors are split.
+
+    >>> packed_grid(make_grid(10_000, 11, 3466)).chunk, packed_grid(make_grid(40, 26, 300_007)).chunk
+    ((5, 11, 3466), (1, 26, 37501))
+    """
+    together, checkpoints, part = hot.shard
+    lineage = checkpoints * hot.shape[2] * hot.itemsize
+    if lineage <= LONG_BYTES:
+        most = min(LONG_BYTES // lineage, 64)
+        divisors = [m for m in range(1, min(together, most) + 1) if together % m == 0]
+        m = min(divisors, key=lambda m: abs(math.log(m * lineage / CHUNK_BYTES)))
+        return Grid(hot.shape, (m, checkpoints, hot.shape[2]), (together, *hot.shape[1:]), hot.dtype, PACKED)
+    part = min(part, hot.shape[2])
+    chunks = -(-part // max(LONG_BYTES // (checkpoints * hot.itemsize), 1))
+    p = -(-part // chunks)  # as even as it goes
+    return Grid(hot.shape, (1, checkpoints, p), (together, checkpoints, p * chunks), hot.dtype, PACKED)
+
+
 def array_metadata(grid: Grid) -> bytes:
     """The bytes of the array's `zarr.json`, the same for every reader and writer."""
     bits = {"name": "bytes", "configuration": {"endian": "little"}}
     crc = {"name": "crc32c"}
-    sharding = {"chunk_shape": grid.chunk, "codecs": [bits, crc], "index_codecs": [bits, crc], "index_location": "end"}
+    codecs = [bits, crc] if grid.tier == HOT else [_delta(), bits, _blosc(grid), crc]
+    sharding = {"chunk_shape": grid.chunk, "codecs": codecs, "index_codecs": [bits, crc], "index_location": "end"}
     return _json(
         {
             "zarr_format": 3,
@@ -139,6 +175,20 @@ def array_metadata(grid: Grid) -> bytes:
             "attributes": {"weightscape": {"dtype": grid.dtype}},
         }
     )
+
+
+def _delta() -> dict[str, Any]:
+    return {"name": CODEC["name"], "configuration": {"version": CODEC["version"], "axis": 1}}
+
+
+def _blosc(grid: Grid) -> dict[str, Any]:
+    """Byte planes of 128 KiB each, which zstd takes as a block: every plane gets a code of its own.
+
+    Measured on digits MLPs (two cores, 2026-11): 3 % smaller than bit planes on trajectories, equal for single
+    checkpoints, and five times faster to write than zstd-5.
+    """
+    planes = {"shuffle": "shuffle", "typesize": grid.itemsize, "blocksize": grid.itemsize << 17}
+    return {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 1, **planes}}
 
 
 def group_metadata() -> bytes:

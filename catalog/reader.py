@@ -14,7 +14,7 @@ from catalog.files import Damage, Files, Kept, Piece, Stamp, open_files
 from catalog.folder import Folder
 from catalog.fragments import Fragment
 from catalog.gather import Wanted, Window, check_rows, read_chunks, read_part, read_scattered
-from catalog.grid import Grid
+from catalog.grid import PACKED, Grid
 from catalog.record import Variant
 from catalog.shards import Shard, decode_index, index_bytes
 
@@ -72,6 +72,10 @@ class Reader:
         Raises:
             MissingDataError, CorruptError: naming zoo, variant, shard, file and runs.
         """
+        if variant.grid.tier == PACKED:
+            from catalog import packed  # which loads the decompressor
+
+            return packed.read(folder, variant, shards, models, checkpoints, columns)
         kept = [] if folder.local else list(self.indices)
         wanted = Wanted.of(variant.grid, shards, models, checkpoints, columns)
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catalog.errors import CorruptError, FormatError, unknown_name
-from catalog.grid import Grid, array_metadata, group_metadata
+from catalog.grid import CODEC, HOT, PACKED, TIERS, Grid, array_metadata, group_metadata
 from weightspace.layout import Layout
 
 FORMAT = 1
@@ -27,12 +27,14 @@ class Variant:
 
     Args:
         architecture: data for the registry that builds it (family and bounded numbers); never code.
+        unpacked: of a packed variant, the grid of the hot one it was packed from.
     """
 
     name: str
     architecture: Mapping[str, Any]
     layout: Layout
     grid: Grid
+    unpacked: Grid | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name == "zarr.json":  # a file beside the arrays is called so
@@ -43,6 +45,12 @@ class Variant:
             raise ValueError(f"layout of {self.name} holds {self.layout.size} weights, its array {self.grid.shape[2]}")
         if not isinstance(self.architecture, Mapping):
             raise ValueError(f"architecture of {self.name} must be an object, got {type(self.architecture).__name__}")
+        if (self.grid.tier == PACKED) != (self.unpacked is not None):
+            raise ValueError(
+                f"packed variants, and no others, say how they are cut when unpacked; {self.name} does not"
+            )
+        if self.unpacked and not _same_rows(self.grid, self.unpacked):
+            raise ValueError(f"{self.name} is cut into other shards packed than unpacked")
 
     @property
     def path(self) -> str:
@@ -79,6 +87,13 @@ class Record:
         for variant in self.variants.values():
             if variant.grid.dtype != self.dtype:
                 raise ValueError(f"variant {variant.name} is {variant.grid.dtype}, the zoo {self.dtype}")
+        if len({variant.grid.tier for variant in self.variants.values()}) != 1:
+            raise ValueError("the variants of a zoo are all hot or all packed")
+
+    @property
+    def tier(self) -> str:
+        """hot (raw) or packed (for download)."""
+        return next(iter(self.variants.values())).grid.tier
 
     def variant(self, name: str) -> Variant:
         if name not in self.variants:
@@ -101,18 +116,9 @@ class Record:
             "format": FORMAT,
             "name": self.name,
             "dtype": self.dtype,
+            **({} if self.tier == HOT else {"tier": self.tier, "codec": CODEC}),  # hot zoos were first: no member
             "spec": self.spec,
-            "variants": [
-                {
-                    "name": variant.name,
-                    "architecture": variant.architecture,
-                    "shape": variant.grid.shape,
-                    "chunk": variant.grid.chunk,
-                    "shard": variant.grid.shard,
-                    "layout": variant.layout.to_json(),
-                }
-                for variant in self.variants.values()
-            ],
+            "variants": [_entry(variant) for variant in self.variants.values()],
             "info": self.info,
         }
         body = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
@@ -141,9 +147,10 @@ def decode(data: bytes, where: str) -> Record:
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
         _refuse_other_format(data, where)
         raise FormatError(f"zoo.json of {where} names no format")
+    tier = _tier(content, where)
     try:
         dtype = content["dtype"]
-        variants = [_variant(entry, dtype) for entry in content["variants"]]
+        variants = [_variant(entry, dtype, tier) for entry in content["variants"]]
         names = [variant.name for variant in variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variants named twice: {names}")
@@ -155,9 +162,47 @@ def decode(data: bytes, where: str) -> Record:
         raise FormatError(f"zoo.json of {where} does not follow format {FORMAT}: {brief(error)}") from error
 
 
-def _variant(entry: Mapping[str, Any], dtype: str) -> Variant:
-    grid = Grid(tuple(entry["shape"]), tuple(entry["chunk"]), tuple(entry["shard"]), dtype)
-    return Variant(entry["name"], entry["architecture"], Layout.from_json(entry["layout"]), grid)
+def _tier(content: Mapping[str, Any], where: str) -> str:
+    """hot or packed; FormatError for a tier or codec that came after this version."""
+    tier, codec = content.get("tier", HOT), content.get("codec")
+    if tier not in TIERS:
+        raise FormatError(
+            f"{where} is a zoo of tier {str(tier)[:80]!r}; this weightscape reads {' and '.join(TIERS)}: "
+            "install a newer weightscape"
+        )
+    if json.dumps(codec) != json.dumps(None if tier == HOT else CODEC):  # as text: true == 1 in Python
+        raise FormatError(
+            f"{where} is {tier} with codec {str(codec)[:120]}; this weightscape reads {CODEC} in packed zoos: "
+            "install a newer weightscape"
+        )
+    return str(tier)
+
+
+def _variant(entry: Mapping[str, Any], dtype: str, tier: str) -> Variant:
+    shape = tuple(entry["shape"])
+    grid = Grid(shape, tuple(entry["chunk"]), tuple(entry["shard"]), dtype, tier)
+    cut = entry["unpacked"] if tier == PACKED else None
+    unpacked = Grid(shape, tuple(cut["chunk"]), tuple(cut["shard"]), dtype) if cut else None
+    return Variant(entry["name"], entry["architecture"], Layout.from_json(entry["layout"]), grid, unpacked)
+
+
+def _entry(variant: Variant) -> dict[str, Any]:
+    """What `zoo.json` says of a variant."""
+    grid, hot = variant.grid, variant.unpacked
+    return {
+        "name": variant.name,
+        "architecture": variant.architecture,
+        "shape": grid.shape,
+        "chunk": grid.chunk,
+        "shard": grid.shard,
+        **({"unpacked": {"chunk": hot.chunk, "shard": hot.shard}} if hot else {}),
+        "layout": variant.layout.to_json(),
+    }
+
+
+def _same_rows(packed: Grid, hot: Grid) -> bool:
+    """Whether shard number n has the same models in both."""
+    return (packed.shape, packed.shard[0], packed.dtype, hot.tier) == (hot.shape, hot.shard[0], hot.dtype, HOT)
 
 
 def brief(error: Exception) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
 
 from catalog.errors import QueryError
+from catalog.grid import PACKED
 from catalog.record import FORMAT
 from catalog.store import Zoo
 
 
 def summary(zoo: Zoo) -> dict[str, Any]:
-    """Name, variants, rows by status, shards committed of all, bytes of weights, spec and provenance; JSON-ready."""
+    """Name, variants, rows by status, shards committed of all, bytes of weights, spec and provenance; JSON-ready.
+
+    `bytes` counts the weights; of a packed zoo, `packed_bytes` the files that hold those committed.
+    """
     committed = zoo.committed()
     table = zoo.table()
     rows = table["status"].value_counts().sort("status") if len(table) else pl.DataFrame({"status": [], "count": []})
@@ -35,17 +40,23 @@ def summary(zoo: Zoo) -> dict[str, Any]:
         "format": FORMAT,
         "digest": zoo.record.digest,
         "dtype": zoo.record.dtype,
+        "tier": zoo.record.tier,
         "complete": len(committed) == len(zoo.record.shards),
         "shards": len(zoo.record.shards),
         "committed": len(committed),
         "models": sum(variant["models"] for variant in variants.values()),
         "bytes": sum(variant["bytes"] for variant in variants.values()),
+        **({"packed_bytes": _file_bytes(zoo, committed.values())} if zoo.record.tier == PACKED else {}),
         "rows": dict(rows.iter_rows()),
         "columns": {name: str(dtype) for name, dtype in table.schema.items()},
         "variants": variants,
         "spec": zoo.record.spec,
         "info": zoo.record.info,
     }
+
+
+def _file_bytes(zoo: Zoo, fragments: Iterable[str]) -> int:
+    return sum(file.size for name in fragments for file in zoo.fragment(name).files)
 
 
 def find_row(zoo: Zoo, run: str, epoch: int | None = None) -> pl.DataFrame:

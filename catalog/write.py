@@ -15,7 +15,7 @@ import polars as pl
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
 from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
-from catalog.grid import checksums, encode_shard, from_stored, make_grid, to_stored
+from catalog.grid import HOT, checksums, encode_shard, from_stored, make_grid, to_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
 from weightspace.layout import Layout
@@ -98,6 +98,8 @@ def write_shard(
     """
     entry = zoo.record.variant(variant)
     grid = entry.grid
+    if grid.tier != HOT:
+        raise ValueError(f"{zoo.url} is packed; write a hot zoo and pack it")
     if not 0 <= shard < grid.num_shards:
         raise ValueError(f"{variant} has shards 0 to {grid.num_shards - 1}, got {shard}")
     models = grid.models(shard)
@@ -180,7 +182,8 @@ def _difference(wanted: Record, found: Record, where: str) -> str:
     """What to say of a zoo that is there already with another content."""
 
     def flat(record: Record) -> dict[str, str]:
-        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype}  # the cause before what follows from it
+        # the cause before what follows from it
+        content: dict[str, Any] = {"name": record.name, "dtype": record.dtype, "tier": record.tier}
         for key, value in record.spec.items():
             content |= {f"spec.{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
             content |= {} if isinstance(value, dict) else {f"spec.{key}": value}
