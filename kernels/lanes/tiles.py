@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
 from kernels.lanes.network import LARGEST_POOL
-from kernels.mlp.tiles import REGISTER, compiled, lanes
+from kernels.mlp.tiles import OPTIONS, REGISTER, compiled, lanes
 
 # Accumulators, and columns of a tile: with the columns' operands and one of the rows they fill 32 registers, or 16.
 ACCUMULATORS, COLUMNS = (24, 6) if REGISTER == 64 else (12, 3)
@@ -172,6 +172,23 @@ def _tiles(splat: bool) -> Callable[..., None]:
 _gathered, _outer = _tiles(True), _tiles(False)
 
 
+@instructions
+def once(typing: Any) -> Any:
+    """Keeps LLVM from copying the function it is called in into its callers: that of all tiles is long to compile."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# As arguments: numba compiles a function once more for each number that is written out.
+ZERO, ONE = np.int64(0), np.int64(1)
+# What is called in one place: numba puts it there itself, and LLVM sees the tiles below it once less.
+inlined = njit(inline="always", **OPTIONS)
+
+
 @compiled
 def _share(count: int, most: int) -> int:
     """How many of `count` the next tile takes, so that tiles are about equal and none has more than `most`."""
@@ -191,6 +208,7 @@ def gathered(
 
     Offsets and distances are in numbers. The table is flat, pairs of offsets (left, right) from t0 on.
     """
+    once()
     c = 0
     while c < columns:
         across = _share(columns - c, COLUMNS)
@@ -212,6 +230,7 @@ def outer(
     table: np.ndarray, t0: int, terms: int, y: np.ndarray, y0: int, y_row: int, y_column: int,
 ) -> None:  # fmt: skip  # as the intrinsic
     """y[r, c] += sum over taps of left[r, tap] * right[tap, c], lane by lane; the table is as in `gathered`."""
+    once()
     c = 0
     while c < columns:
         across = _share(columns - c, COLUMNS)
@@ -412,10 +431,10 @@ def lanes_of(array: np.ndarray) -> int:
 
 
 @overload(lanes_of)
-def _lanes_of(array: Any) -> Callable[..., int]:
-    count = lanes(as_dtype(array.dtype))
+def _lanes_of(array: Any) -> Callable[..., Any]:
+    count = np.int64(lanes(as_dtype(array.dtype)))  # no literal, see ZERO
 
-    def constant(array: Any) -> int:
+    def constant(array: Any) -> Any:
         return count
 
     return constant
