@@ -54,9 +54,10 @@ from kernels.lanes.plan import (
     WEIGHT_ROW,
 )
 from kernels.lanes.tiles import ONE, ZERO, gathered, inlined, lanes_of, outer
+from kernels.mlp.tiles import compiled
 
 
-@inlined
+@compiled
 def _spread(
     stage: np.ndarray, back: np.ndarray, chunk: np.ndarray, scratch: np.ndarray, here: int, place: int
 ) -> None:  # fmt: skip
@@ -86,7 +87,7 @@ def _spread(
                             )
 
 
-@inlined
+@compiled
 def _convolution(
     stage: np.ndarray, back: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, source: np.ndarray,
     below: int, scratch: np.ndarray, here: int, place: int, constants: np.ndarray, sums: np.ndarray,

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.lanes.forward import forward, part
 from kernels.lanes.network import Network
-from kernels.lanes.plan import BELOW, CHANNELS, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
+from kernels.lanes.plan import BELOW, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
 from kernels.lanes.tiles import COLUMNS, differing, first_largest, lanes_of, ones, subtract, total
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
@@ -80,7 +80,7 @@ def _evaluate(sources: str) -> Any:
         sources  # noqa: B018  # makes it a part of the function
         models, lane = len(weights), lanes_of(scratch)
         last = stages[len(stages) - 1]
-        classes = last[CHANNELS]
+        classes = last[COUNT] // lane
         groups = (samples + lane - 1) // lane
         chunks = (groups + most - 1) // most
         for chunk in range(chunks):

@@ -45,7 +45,7 @@ def part(flat: np.ndarray, start: int, count: int) -> np.ndarray:
     return flat[start : start + count]
 
 
-@inlined
+@compiled
 def _convolve(
     stage: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, source: np.ndarray, below: int,
     scratch: np.ndarray, here: int, place: int,

@@ -24,7 +24,7 @@ from kernels.lanes.network import Network
 from kernels.lanes.plan import (
     BELOW,
     BELOW_PITCH,
-    CHANNELS,
+    COUNT,
     HERE,
     PITCH,
     STREAM,
@@ -129,7 +129,7 @@ def _train(sources: str) -> Any:
         sources  # noqa: B018  # makes it a part of the function
         lane, depth = lanes_of(scratch), len(stages)
         last = stages[depth - 1]
-        classes = last[CHANNELS]
+        classes = last[COUNT] // lane
         updates = len(order) // batch
         groups = (batch + lane - 1) // lane
         chunks = (groups + most - 1) // most
@@ -223,10 +223,10 @@ class Workspace:
         scratch, x = aligned(back.size, dtype, fill), aligned(groups * plan.images[0].pitch, dtype, fill)
         plan.clear(scratch)
         plan.images[0].clear(x)
-        for place, image in back.spread:
-            image.clear(scratch[place : place + image.pitch])
-        shape = plan.images[0]
-        image = np.array([*shape.shape, shape.channel, shape.row, shape.border * lane], np.int64)
+        for place, spread in back.spread:
+            spread.clear(scratch[place : place + spread.pitch])
+        below = plan.images[0]
+        image = np.array([*below.shape, below.channel, below.row, below.border * lane], np.int64)
         constants = aligned(2 * lane, dtype)
         constants[lane:] = 1
         return cls(
