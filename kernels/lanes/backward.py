@@ -53,7 +53,8 @@ from kernels.lanes.plan import (
     WEIGHT,
     WEIGHT_ROW,
 )
-from kernels.lanes.tiles import ONE, ZERO, gathered, inlined, lanes_of, outer
+from kernels.lanes.tiles import gathered, outer
+from kernels.lanes.vectors import ONE, ZERO, inlined, lanes_of
 from kernels.mlp.tiles import compiled
 
 

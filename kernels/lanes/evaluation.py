@@ -11,7 +11,9 @@ import numpy as np
 from kernels.lanes.forward import forward, part
 from kernels.lanes.network import Network
 from kernels.lanes.plan import BELOW, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
-from kernels.lanes.tiles import COLUMNS, differing, first_largest, lanes_of, ones, subtract, total
+from kernels.lanes.registers import differing, first_largest, ones, subtract, total
+from kernels.lanes.tiles import COLUMNS
+from kernels.lanes.vectors import lanes_of
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
 from kernels.programs import Program

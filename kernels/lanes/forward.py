@@ -34,7 +34,9 @@ from kernels.lanes.plan import (
     WEIGHT,
     WEIGHT_ROW,
 )  # fmt: skip
-from kernels.lanes.tiles import ONE, gathered, inlined, lanes_of, peak, peak_and_place, total
+from kernels.lanes.registers import peak, peak_and_place, total
+from kernels.lanes.tiles import gathered
+from kernels.lanes.vectors import ONE, inlined, lanes_of
 from kernels.mlp.pointwise import RELU, activate
 from kernels.mlp.tiles import compiled
 
