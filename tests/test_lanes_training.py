@@ -143,6 +143,16 @@ def test_other_sequences(layers: tuple[nn.Module, ...]) -> None:
     assert relative(compiled_steps(network, *arguments), steps_of_torch(module.double(), *arguments)) < 1e-11
 
 
+@pytest.mark.parametrize("side", [2, 3, 4])
+def test_of_equals_the_first_in_a_window_gets_the_gradient(side: int) -> None:
+    """A convolution whose weights are zero makes all of a window equal; its inputs are not."""
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(side), nn.Flatten(), nn.Linear(8, 3))
+    network, weights, x, y = problem(module, (1, 2 * side, 2 * side + 1), 20)
+    weights[:2] = 0
+    arguments = (weights, x, y, 20, 1, 0.1, "sgd", HYPER, "cross_entropy")
+    assert relative(compiled_steps(network, *arguments), steps_of_torch(module, *arguments)) < 1e-13
+
+
 def runs_of(spec: ZooSpec, samples: int = 70) -> list[Run]:
     runs = [run for runs in make_plan(spec).runs.values() for run in runs]
     return [dataclasses.replace(run, samples=samples, epochs=2, checkpoints=(0, 1, 2)) for run in runs]

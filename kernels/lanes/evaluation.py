@@ -19,8 +19,8 @@ from kernels.mlp.tiles import OPTIONS, compiled, lanes
 from kernels.programs import Program
 
 ALL = np.uint64(2**64 - 1)
-# Groups that go through a model before it is the next one's turn: at most so many times the columns of a tile, and bytes
-# of inputs and activations, which with other data share the nearest two caches.
+# Groups that go through a model before it is the next one's turn: at most so many times the columns of a tile, and so
+# many bytes of inputs and activations, which with other data share the nearest two caches.
 CHUNK, CACHE = 4, 1 << 19
 
 
