@@ -82,6 +82,7 @@ SEQUENCES = [
     (nn.Conv2d(3, 2, 1), nn.Conv2d(2, 9, 3, 2, 4), nn.AdaptiveAvgPool2d(1), nn.GELU(), nn.Flatten()),
     (nn.Conv2d(3, 1, 4, 5, 2), nn.Flatten(), nn.Linear(9, 3), nn.Linear(3, 2), nn.ReLU()),
     (nn.Conv2d(3, 7, 5, padding=2), nn.MaxPool2d(4), nn.Conv2d(7, 2, 2, padding=1), nn.MaxPool2d(2), nn.Flatten()),
+    (nn.Conv2d(3, 4, 8, padding=1), nn.Tanh(), nn.Flatten()),
     (nn.Flatten(), nn.Linear(3 * 11 * 11, 40), nn.SiLU(), nn.Linear(40, 3)),
 ]
 

@@ -53,7 +53,8 @@ from kernels.lanes.plan import (
     WEIGHT,
     WEIGHT_ROW,
 )
-from kernels.lanes.tiles import gathered, lanes_of, outer
+from kernels.lanes.tiles import gathered, outer
+from kernels.lanes.vectors import ONE, ZERO, inlined, lanes_of
 from kernels.mlp.tiles import compiled
 
 
@@ -96,8 +97,8 @@ def _convolution(
     lane = lanes_of(scratch)
     channels, weight_row = stage[CHANNELS], stage[WEIGHT_ROW]
     outer(
-        channels, 1, scratch, here, stage[OUT_CHANNEL], constants, lane, 0, taps, back[BIAS_TAPS], back[BIAS_TERMS],
-        sums, stage[BIAS] * lane, lane, 0,
+        channels, ONE, scratch, here, stage[OUT_CHANNEL], constants, lane, ZERO, taps, back[BIAS_TAPS],
+        back[BIAS_TERMS], sums, stage[BIAS] * lane, lane, ZERO,
     )  # fmt: skip
     for number in range(back[CHUNKS], back[CHUNKS_STOP]):
         chunk = strips[number]
@@ -113,12 +114,12 @@ def _convolution(
         strip = strips[at]
         gathered(
             weight_row // back[ROW_WEIGHTS], strip[ACROSS], weights, stage[WEIGHT], back[ROW_WEIGHTS], scratch,
-            back[SPREAD] + strip[FROM], lane, taps, strip[TAP], strip[TERMS], constants, 0, 0, source,
+            back[SPREAD] + strip[FROM], lane, taps, strip[TAP], strip[TERMS], constants, ZERO, ZERO, source,
             below + strip[TO], back[INPUT_CHANNEL], back[INPUT_STEP],
         )  # fmt: skip
 
 
-@compiled
+@inlined
 def backward(
     first: bool, stage: np.ndarray, back: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray,
     source: np.ndarray, below: int, groups: int, scratch: np.ndarray, constants: np.ndarray, sums: np.ndarray,
@@ -156,8 +157,8 @@ def backward(
     else:
         outputs, inputs = stage[CHANNELS], stage[WEIGHT_ROW]
         outer(
-            outputs, 1, scratch, here, lane, constants, lane, 0, taps, back[BIAS_TAPS], groups, sums,
-            stage[BIAS] * lane, lane, 0,
+            outputs, ONE, scratch, here, lane, constants, lane, ZERO, taps, back[BIAS_TAPS], groups, sums,
+            stage[BIAS] * lane, lane, ZERO,
         )  # fmt: skip
         outer(
             outputs, inputs, scratch, here, lane, source, below, lane, taps, back[WEIGHT_STRIPS], groups, sums,
@@ -165,6 +166,6 @@ def backward(
         )  # fmt: skip
         if not first:
             gathered(
-                inputs, groups, weights, stage[WEIGHT], 1, scratch, here, pitch, taps, back[INPUT_STRIPS], outputs,
-                constants, 0, 0, source, below, lane, stage[BELOW_PITCH],
+                inputs, groups, weights, stage[WEIGHT], ONE, scratch, here, pitch, taps, back[INPUT_STRIPS], outputs,
+                constants, ZERO, ZERO, source, below, lane, stage[BELOW_PITCH],
             )  # fmt: skip

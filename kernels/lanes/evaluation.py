@@ -10,16 +10,18 @@ import numpy as np
 
 from kernels.lanes.forward import forward, part
 from kernels.lanes.network import Network
-from kernels.lanes.plan import BELOW, CHANNELS, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
-from kernels.lanes.tiles import COLUMNS, differing, first_largest, lanes_of, ones, subtract, total
+from kernels.lanes.plan import BELOW, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
+from kernels.lanes.registers import differing, first_largest, ones, subtract, total
+from kernels.lanes.tiles import COLUMNS
+from kernels.lanes.vectors import lanes_of
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
 from kernels.programs import Program
 
 ALL = np.uint64(2**64 - 1)
-# Groups that go through a model before it is the next one's turn: times the columns of a tile, and bytes of inputs and
-# activations, unless one tile has more. MLPs 64-32-32-10: 27.5 us a model and 360 samples at 1, 24.7 at 4.
-CHUNK, CACHE = 4, 1 << 18
+# Groups that go through a model before it is the next one's turn: at most so many times the columns of a tile, and so
+# many bytes of inputs and activations, which with other data share the nearest two caches.
+CHUNK, CACHE = 4, 1 << 19
 
 
 @compiled
@@ -80,7 +82,7 @@ def _evaluate(sources: str) -> Any:
         sources  # noqa: B018  # makes it a part of the function
         models, lane = len(weights), lanes_of(scratch)
         last = stages[len(stages) - 1]
-        classes = last[CHANNELS]
+        classes = last[COUNT] // lane
         groups = (samples + lane - 1) // lane
         chunks = (groups + most - 1) // most
         for chunk in range(chunks):
@@ -184,8 +186,9 @@ def _run(
     if not len(weights):
         return
     image = images_of(network, lanes(dtype))[0]
-    widest = sum(image.pitch for image in images_of(network, lanes(dtype))) * dtype.itemsize * COLUMNS
-    plan = plan_of(network, min(max(CACHE // widest, 1), CHUNK) * COLUMNS, dtype)
+    held = sum(image.pitch for image in images_of(network, lanes(dtype))) * dtype.itemsize
+    groups = min(max(CACHE // held, 1), CHUNK * COLUMNS)
+    plan = plan_of(network, groups - groups % COLUMNS if groups > COLUMNS else groups, dtype)
     inputs = in_lanes(x, image, dtype)
     labels = aligned(len(y) * (len(inputs) // image.pitch) * image.lane, dtype).reshape(len(y), -1)
     labels[:, : len(x)] = y

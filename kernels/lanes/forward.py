@@ -34,7 +34,9 @@ from kernels.lanes.plan import (
     WEIGHT,
     WEIGHT_ROW,
 )  # fmt: skip
-from kernels.lanes.tiles import gathered, lanes_of, peak, peak_and_place, total
+from kernels.lanes.registers import peak, peak_and_place, total
+from kernels.lanes.tiles import gathered
+from kernels.lanes.vectors import ONE, inlined, lanes_of
 from kernels.mlp.pointwise import RELU, activate
 from kernels.mlp.tiles import compiled
 
@@ -61,7 +63,7 @@ def _convolve(
             strip = strips[stage[STRIPS] + row]
             gathered(
                 channels, across, weights, weight, weight_row, source, below + strip[FROM], step, taps, strip[TAP],
-                strip[TERMS], weights, bias, 1, scratch, out, out_channel, lane,
+                strip[TERMS], weights, bias, ONE, scratch, out, out_channel, lane,
             )  # fmt: skip
             continue
         for first in range(0, channels, BLOCK):
@@ -70,8 +72,8 @@ def _convolve(
                 strip = strips[stage[STRIPS] + row * pool + line]
                 gathered(
                     block, across, weights, weight + first * weight_row, weight_row, source, below + strip[FROM], step,
-                    taps, strip[TAP], strip[TERMS], weights, bias + first, 1, scratch, temporary + line * across * lane,
-                    pool * across * lane, lane,
+                    taps, strip[TAP], strip[TERMS], weights, bias + first, ONE, scratch,
+                    temporary + line * across * lane, pool * across * lane, lane,
                 )  # fmt: skip
             for channel in range(block):
                 window, to = temporary + channel * pool * across * lane, out + (first + channel) * out_channel
@@ -83,7 +85,7 @@ def _convolve(
                         peak(pool, scratch, x, across * lane, scratch, y, scratch, 0)
 
 
-@compiled
+@inlined
 def _average(stage: np.ndarray, source: np.ndarray, below: int, scratch: np.ndarray, here: int) -> None:
     """Means over the positions of each channel, of one group."""
     lane, positions = lanes_of(scratch), stage[POSITIONS]
@@ -95,7 +97,7 @@ def _average(stage: np.ndarray, source: np.ndarray, below: int, scratch: np.ndar
             scratch[i] /= share
 
 
-@compiled
+@inlined
 def _rectify(h: np.ndarray) -> None:
     """ReLU without its slopes; NaN passes."""
     zero = h.dtype.type(0)
@@ -104,7 +106,7 @@ def _rectify(h: np.ndarray) -> None:
         h[i] = zero if x <= zero else x
 
 
-@compiled
+@inlined
 def forward(
     stage: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, source: np.ndarray, below: int,
     groups: int, scratch: np.ndarray, slopes: np.ndarray,
@@ -118,7 +120,7 @@ def forward(
         strip = strips[stage[STRIPS]]
         gathered(
             stage[CHANNELS], groups, weights, stage[WEIGHT], stage[WEIGHT_ROW], source, below, stage[BELOW_PITCH],
-            taps, strip[TAP], strip[TERMS], weights, stage[BIAS], 1, scratch, here, lane, pitch,
+            taps, strip[TAP], strip[TERMS], weights, stage[BIAS], ONE, scratch, here, lane, pitch,
         )  # fmt: skip
     for group in range(groups):
         start, at = below + group * stage[BELOW_PITCH], here + group * pitch

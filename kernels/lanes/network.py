@@ -68,7 +68,8 @@ class Network:
 
     @property
     def outputs(self) -> int:
-        return self.stages[-1].outputs[0]
+        """Of one sample: classes."""
+        return math.prod(self.stages[-1].outputs)
 
 
 def network_of(module: nn.Module, input_shape: tuple[int, ...]) -> Network:

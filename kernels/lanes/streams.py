@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.lanes.forward import part
 from kernels.lanes.plan import CHANNELS, COLUMNS, HERE, OUT_CHANNEL, OUT_FIRST, OUT_ROW, ROWS, SLOPE
-from kernels.lanes.tiles import lanes_of
+from kernels.lanes.vectors import lanes_of
 from kernels.mlp.pointwise import philox
 from kernels.mlp.tiles import compiled
 

@@ -14,100 +14,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
-from numba.np.numpy_support import as_dtype
 
-from kernels.lanes.network import LARGEST_POOL
-from kernels.mlp.tiles import REGISTER, compiled, lanes
+from kernels.lanes.vectors import INDEX, Vectors, instructions, once, pointers, switch, times
+from kernels.mlp.tiles import REGISTER, compiled
 
 # Accumulators, and columns of a tile: with the columns' operands and one of the rows they fill 32 registers, or 16.
 ACCUMULATORS, COLUMNS = (24, 6) if REGISTER == 64 else (12, 3)
 ROWS = 8
 SHAPES = [(r, c) for c in range(1, COLUMNS + 1) for r in range(1, min(ROWS, ACCUMULATORS // c) + 1)]
-INDEX, WORD = ir.IntType(64), ir.IntType(32)
-
-
-def instructions(function: Callable[..., Any]) -> Any:
-    """numba's `intrinsic`, whose type hides that the first argument is numba's."""
-    return intrinsic(function)
-
-
-class Vectors:
-    """LLVM instructions on whole registers of a flat array."""
-
-    def __init__(self, builder: Any, scalar: Any) -> None:
-        self.builder, self.scalar = builder, scalar
-        self.width = REGISTER // (8 if isinstance(scalar, ir.DoubleType) else 4)
-        self.kind = ir.VectorType(scalar, self.width)
-
-    def load(self, data: Any, offset: Any) -> Any:
-        """The register that begins at an offset, which must be a whole number of registers."""
-        value = self.builder.load(self._pointer(data, offset))
-        value.align = REGISTER
-        return value
-
-    def store(self, value: Any, data: Any, offset: Any) -> None:
-        self.builder.store(value, self._pointer(data, offset)).align = REGISTER
-
-    def splat(self, data: Any, offset: Any) -> Any:
-        """One number, in all lanes."""
-        undefined, first = ir.Constant(self.kind, ir.Undefined), ir.Constant(WORD, 0)
-        one = self.builder.insert_element(undefined, self.builder.load(self.builder.gep(data, [offset])), first)
-        return self.builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(WORD, self.width), None))
-
-    def constant(self, value: float) -> Any:
-        return ir.Constant(self.kind, [value] * self.width)
-
-    def loop(self, count: Any, values: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-        """What becomes of values in registers that `body(k, values)` replaces, for k below count."""
-        builder, before = self.builder, self.builder.block
-        inside, after = builder.append_basic_block("terms"), builder.append_basic_block("sums")
-        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(INDEX, 0)), inside, after)
-        builder.position_at_end(inside)
-        k = builder.phi(INDEX)
-        k.add_incoming(ir.Constant(INDEX, 0), before)
-        running = [builder.phi(value.type) for value in values]
-        changed = body(k, list(running))
-        following = builder.add(k, ir.Constant(INDEX, 1))
-        k.add_incoming(following, inside)
-        builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
-        builder.position_at_end(after)
-        ends = []
-        for phi, begin, end in zip(running, values, changed, strict=True):
-            phi.add_incoming(begin, before)
-            phi.add_incoming(end, inside)
-            ends.append(builder.phi(begin.type))
-            ends[-1].add_incoming(begin, before)
-            ends[-1].add_incoming(end, inside)
-        return ends
-
-    def _pointer(self, data: Any, offset: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(data, [offset]), self.kind.as_pointer())
-
-
-def _pointers(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """Arguments of an intrinsic, arrays as pointers to their data."""
-    return [
-        context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
-        for kind, value in zip(signature.args, arguments, strict=True)
-    ]
-
-
-def _switch(builder: Any, code: Any, cases: dict[int, Any], body: Callable[[Any], None]) -> None:
-    """The instructions of `body(case)` for the case whose number is `code`."""
-    done = builder.append_basic_block("done")
-    choice = builder.switch(code, done)
-    for number, case in cases.items():
-        block = builder.append_basic_block(f"case{number}")
-        choice.add_case(ir.Constant(INDEX, number), block)
-        builder.position_at_end(block)
-        body(case)
-        builder.branch(done)
-    builder.position_at_end(done)
-
-
-def _times(builder: Any, step: Any, count: int) -> Any:
-    return builder.mul(step, ir.Constant(INDEX, count))
 
 
 def _tile(builder: Any, rows: int, columns: int, splat: bool, arguments: Any) -> None:
@@ -115,22 +29,22 @@ def _tile(builder: Any, rows: int, columns: int, splat: bool, arguments: Any) ->
     left, l0, l_row, right, r0, r_column, table, t0, terms, start, s0, s_row, y, y0, y_row, y_column = arguments
     vectors = Vectors(builder, right.type.pointee)
     sums = [(r, c) for r in range(rows) for c in range(columns)]
-    places = [builder.add(builder.add(y0, _times(builder, y_row, r)), _times(builder, y_column, c)) for r, c in sums]
+    places = [builder.add(builder.add(y0, times(builder, y_row, r)), times(builder, y_column, c)) for r, c in sums]
     if splat:
-        begins = [vectors.splat(start, builder.add(s0, _times(builder, s_row, r))) for r in range(rows)]
+        begins = [vectors.splat(start, builder.add(s0, times(builder, s_row, r))) for r in range(rows)]
         initial = [begins[r] for r, _ in sums]
     else:
         initial = [vectors.load(y, place) for place in places]
 
     def term(k: Any, running: list[Any]) -> list[Any]:
-        entry = builder.add(t0, _times(builder, k, 2))
+        entry = builder.add(t0, times(builder, k, 2))
         l_tap = builder.load(builder.gep(table, [entry]))
         r_tap = builder.load(builder.gep(table, [builder.add(entry, ir.Constant(INDEX, 1))]))
         l_at, r_at = builder.add(l0, l_tap), builder.add(r0, r_tap)
-        across = [vectors.load(right, builder.add(r_at, _times(builder, r_column, c))) for c in range(columns)]
+        across = [vectors.load(right, builder.add(r_at, times(builder, r_column, c))) for c in range(columns)]
         added = []
         for r in range(rows):
-            offset = builder.add(l_at, _times(builder, l_row, r))
+            offset = builder.add(l_at, times(builder, l_row, r))
             down = vectors.splat(left, offset) if splat else vectors.load(left, offset)
             for c in range(columns):
                 product = builder.fmul(down, across[c], flags=["contract"])  # fuse, and nothing else
@@ -158,10 +72,10 @@ def _tiles(splat: bool) -> Callable[..., None]:
         signature = types.void(i, i, left, i, i, right, i, i, table, i, i, start, i, i, y, i, i, i)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointers = _pointers(context, builder, signature, arguments)
-            code = builder.add(_times(builder, arguments[0], 16), arguments[1])
+            flat = pointers(context, builder, signature, arguments)
+            code = builder.add(times(builder, arguments[0], 16), arguments[1])
             shapes = {16 * r + c: (r, c) for r, c in SHAPES}
-            _switch(builder, code, shapes, lambda shape: _tile(builder, shape[0], shape[1], splat, pointers[2:]))
+            switch(builder, code, shapes, lambda shape: _tile(builder, shape[0], shape[1], splat, flat[2:]))
             return context.get_dummy_value()
 
         return signature, generate
@@ -191,6 +105,7 @@ def gathered(
 
     Offsets and distances are in numbers. The table is flat, pairs of offsets (left, right) from t0 on.
     """
+    once()
     c = 0
     while c < columns:
         across = _share(columns - c, COLUMNS)
@@ -212,6 +127,7 @@ def outer(
     table: np.ndarray, t0: int, terms: int, y: np.ndarray, y0: int, y_row: int, y_column: int,
 ) -> None:  # fmt: skip  # as the intrinsic
     """y[r, c] += sum over taps of left[r, tap] * right[tap, c], lane by lane; the table is as in `gathered`."""
+    once()
     c = 0
     while c < columns:
         across = _share(columns - c, COLUMNS)
@@ -225,197 +141,3 @@ def outer(
             )  # fmt: skip
             r += down
         c += across
-
-
-def _peak(builder: Any, side: int, indexed: bool, arguments: Any) -> None:
-    """One window of side * side positions; the arguments are those of `peak`, arrays as pointers."""
-    x, x0, x_row, y, y0, index, i0 = arguments
-    vectors = Vectors(builder, x.type.pointee)
-    values = []
-    for row in range(side):
-        for column in range(side):
-            inside = ir.Constant(INDEX, column * vectors.width)
-            values.append(vectors.load(x, builder.add(builder.add(x0, _times(builder, x_row, row)), inside)))
-    largest, lost = values[0], None
-    for value in values[1:]:
-        largest = builder.select(builder.fcmp_ordered(">", value, largest), value, largest)
-    for a, b in zip(values[::2], [*values[1::2], values[-1]], strict=False):
-        one = builder.fcmp_unordered("uno", a, b)
-        lost = one if lost is None else builder.or_(lost, one)
-    vectors.store(builder.select(lost, vectors.constant(float("nan")), largest), y, y0)
-    if indexed:
-        first = vectors.constant(0.0)
-        for number in range(len(values) - 1, 0, -1):
-            first = builder.select(builder.fcmp_ordered("==", values[number], largest), vectors.constant(number), first)
-        first = builder.select(builder.fcmp_ordered("==", values[0], largest), vectors.constant(0.0), first)
-        vectors.store(first, index, i0)
-
-
-def _peaks(indexed: bool) -> Callable[..., None]:
-    """An intrinsic: y = largest of a window of `side` by `side` registers in x, NaN if one of them is.
-
-    With `indexed` also which of them is the first largest, as a number.
-    """
-
-    @instructions
-    def peaks(typing: Any, side: Any, x: Any, x0: Any, x_row: Any, y: Any, y0: Any, index: Any, i0: Any) -> Any:
-        i = types.int64
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointers = _pointers(context, builder, signature, arguments)
-            windows = {one: one for one in range(2, LARGEST_POOL + 1)}
-            _switch(builder, arguments[0], windows, lambda one: _peak(builder, one, indexed, pointers[1:]))
-            return context.get_dummy_value()
-
-        return types.void(i, x, i, i, y, i, index, i), generate
-
-    return peaks
-
-
-peak, peak_and_place = _peaks(False), _peaks(True)
-
-
-@instructions
-def first_largest(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any, place: Any, p0: Any) -> Any:
-    """y = largest of `count` registers in x, place = which is the first of them, as a number.
-
-    NaN is larger than all, as in torch.
-    """
-    i = types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count, x, x0, y, y0, place, p0 = _pointers(context, builder, signature, arguments)
-        vectors = Vectors(builder, x.type.pointee)
-
-        def compare(k: Any, values: list[Any]) -> list[Any]:
-            largest, first, here = values
-            value = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width)))
-            lost = builder.and_(
-                builder.fcmp_unordered("uno", value, value), builder.fcmp_ordered("ord", largest, largest)
-            )
-            takes = builder.or_(builder.fcmp_ordered(">", value, largest), lost)
-            following = builder.fadd(here, vectors.constant(1.0))
-            return [builder.select(takes, value, largest), builder.select(takes, here, first), following]
-
-        begin = [vectors.load(x, x0), vectors.constant(0.0), vectors.constant(0.0)]
-        largest, first, _ = vectors.loop(count, begin, compare)
-        vectors.store(largest, y, y0)
-        vectors.store(first, place, p0)
-        return context.get_dummy_value()
-
-    return types.void(i, x, i, y, i, place, i), generate
-
-
-def _by_register(operation: str) -> Any:
-    """An intrinsic: each of `count` registers in x becomes itself and the register y, by an operation of LLVM."""
-
-    @instructions
-    def change(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-        i = types.int64
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
-            vectors = Vectors(builder, x.type.pointee)
-            other = vectors.load(y, y0)
-
-            def one(k: Any, _: list[Any]) -> list[Any]:
-                at = builder.add(x0, _times(builder, k, vectors.width))
-                vectors.store(getattr(builder, operation)(vectors.load(x, at), other), x, at)
-                return []
-
-            vectors.loop(count, [], one)
-            return context.get_dummy_value()
-
-        return types.void(i, x, i, y, i), generate
-
-    return change
-
-
-subtract, scale = _by_register("fsub"), _by_register("fmul")
-
-
-@instructions
-def lane_sums(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-    """y[k] = sum over the lanes of register k of x, for k below `count`: halves first, then their halves."""
-    i = types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
-        vectors = Vectors(builder, x.type.pointee)
-
-        def one(k: Any, _: list[Any]) -> list[Any]:
-            value, width = vectors.load(x, builder.add(x0, _times(builder, k, vectors.width))), vectors.width
-            while width > 1:
-                width //= 2
-                halves = [
-                    builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(WORD, width), [*places]))
-                    for places in (range(width), range(width, 2 * width))
-                ]
-                value = builder.fadd(*halves)
-            single = builder.extract_element(value, ir.Constant(WORD, 0))
-            builder.store(single, builder.gep(y, [builder.add(y0, k)]))
-            return []
-
-        vectors.loop(count, [], one)
-        return context.get_dummy_value()
-
-    return types.void(i, x, i, y, i), generate
-
-
-@instructions
-def total(typing: Any, count: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-    """y = sum of `count` registers in x, from the first to the last."""
-    i = types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count, x, x0, y, y0 = _pointers(context, builder, signature, arguments)
-        vectors = Vectors(builder, x.type.pointee)
-
-        def one(k: Any, values: list[Any]) -> list[Any]:
-            at = builder.add(x0, _times(builder, k, vectors.width))
-            return [builder.fadd(values[0], vectors.load(x, at))]
-
-        vectors.store(vectors.loop(count, [vectors.constant(0.0)], one)[0], y, y0)
-        return context.get_dummy_value()
-
-    return types.void(i, x, i, y, i), generate
-
-
-@instructions
-def differing(typing: Any, x: Any, x0: Any, y: Any, y0: Any) -> Any:
-    """A word with a bit for each lane, from the most significant on: 1 where two registers differ."""
-    i = types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, x0, y, y0 = _pointers(context, builder, signature, arguments)
-        vectors = Vectors(builder, x.type.pointee)
-        mask = builder.fcmp_unordered("!=", vectors.load(x, x0), vectors.load(y, y0))
-        bits = builder.zext(builder.bitcast(mask, ir.IntType(vectors.width)), INDEX)
-        return builder.bitreverse(bits)
-
-    return types.uint64(x, i, y, i), generate
-
-
-@instructions
-def ones(typing: Any, word: Any) -> Any:
-    """How many bits of a word are 1."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
-
-
-def lanes_of(array: np.ndarray) -> int:
-    """Samples in a register of the array's type; in compiled code a constant, which LLVM makes whole registers of."""
-    return lanes(array.dtype)
-
-
-@overload(lanes_of)
-def _lanes_of(array: Any) -> Callable[..., int]:
-    count = lanes(as_dtype(array.dtype))
-
-    def constant(array: Any) -> int:
-        return count
-
-    return constant

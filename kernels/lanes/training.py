@@ -20,11 +20,12 @@ import numpy as np
 from kernels.lanes.backplan import Backplan, backplan_of
 from kernels.lanes.backward import backward
 from kernels.lanes.forward import forward, part
+from kernels.lanes.losses import LOSSES, gradient_of
 from kernels.lanes.network import Network
 from kernels.lanes.plan import (
     BELOW,
     BELOW_PITCH,
-    CHANNELS,
+    COUNT,
     HERE,
     PITCH,
     STREAM,
@@ -32,76 +33,15 @@ from kernels.lanes.plan import (
     aligned,
     plan_of,
 )
+from kernels.lanes.registers import lane_sums
 from kernels.lanes.streams import drop, gather
-from kernels.lanes.tiles import first_largest, lane_sums, lanes_of, scale, subtract, total
-from kernels.mlp.pointwise import exp, shuffle
-from kernels.mlp.tiles import OPTIONS, compiled, lanes
+from kernels.lanes.vectors import lanes_of
+from kernels.mlp.pointwise import shuffle
+from kernels.mlp.tiles import OPTIONS, lanes
 from kernels.mlp.training import ADAMW, KEPT, MOMENTUM, OPTIMIZERS, SGD, _adamw, _sgd
 from kernels.programs import Program
 
-LOSSES = {"cross_entropy": 0, "mse": 1}
 CACHE = 1 << 19  # bytes of buffers that a chunk of a batch may fill, unless one group has more
-
-
-@compiled
-def _cross_entropy(
-    logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray
-) -> bool:
-    """Gradient of the batch's mean cross-entropy in place of a group's logits; whether each sample's loss is finite.
-
-    Args:
-        labels: (lanes,), of which the first `count` are samples. share: of a sample, one over the batch.
-    """
-    lane = lanes_of(logits)
-    first_largest(classes, logits, 0, rooms, 0, rooms, lane)
-    subtract(classes, logits, 0, rooms, 0)
-    finite = True
-    for i in range(count):  # the loss is log(sum of exponentials) less this
-        finite &= math.isfinite(logits[labels[i] * lane + i])
-    for i in range(len(logits)):
-        logits[i] = exp(logits[i])
-    total(classes, logits, 0, rooms, 0)
-    for i in range(lane):
-        finite &= i >= count or math.isfinite(rooms[i])
-        rooms[i] = share / rooms[i]
-    scale(classes, logits, 0, rooms, 0)
-    for i in range(count):
-        logits[labels[i] * lane + i] -= share
-    return finite
-
-
-@compiled
-def _squared(logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray) -> bool:
-    """As `_cross_entropy` for the mean over batch and classes of (logit - one_hot)^2."""
-    lane = lanes_of(logits)
-    number = logits.dtype.type
-    finite = True
-    for i in range(count):
-        logits[labels[i] * lane + i] -= number(1)
-        size = number(0)
-        for c in range(classes):
-            size += logits[c * lane + i] * logits[c * lane + i]
-        finite &= math.isfinite(size)
-    twice = number(2) * share / number(classes)
-    for i in range(len(logits)):
-        logits[i] *= twice
-    return finite
-
-
-@compiled
-def _loss(
-    kind: int, logits: np.ndarray, classes: int, labels: np.ndarray, count: int, share: Any, rooms: np.ndarray
-) -> bool:
-    """Gradients of one of the losses, zero in lanes without a sample."""
-    lane = lanes_of(logits)
-    if kind == 0:
-        finite = _cross_entropy(logits, classes, labels, count, share, rooms)
-    else:
-        finite = _squared(logits, classes, labels, count, share, rooms)
-    for c in range(classes):
-        for i in range(count, lane):
-            logits[c * lane + i] = logits.dtype.type(0)
-    return finite
 
 
 def _train(sources: str) -> Any:
@@ -129,7 +69,7 @@ def _train(sources: str) -> Any:
         sources  # noqa: B018  # makes it a part of the function
         lane, depth = lanes_of(scratch), len(stages)
         last = stages[depth - 1]
-        classes = last[CHANNELS]
+        classes = last[COUNT] // lane
         updates = len(order) // batch
         groups = (batch + lane - 1) // lane
         chunks = (groups + most - 1) // most
@@ -165,7 +105,7 @@ def _train(sources: str) -> Any:
                 for group in range(high - low):
                     logits = part(scratch, last[HERE] + group * last[PITCH], classes * lane)
                     count = min(batch - (low + group) * lane, lane)
-                    finite &= _loss(loss, logits, classes, picked[1 + group], count, share, rooms)
+                    finite &= gradient_of(loss, logits, classes, picked[1 + group], count, share, rooms)
                 if not finite:
                     return step
                 for number in range(depth - 1, -1, -1):
@@ -223,10 +163,10 @@ class Workspace:
         scratch, x = aligned(back.size, dtype, fill), aligned(groups * plan.images[0].pitch, dtype, fill)
         plan.clear(scratch)
         plan.images[0].clear(x)
-        for place, image in back.spread:
-            image.clear(scratch[place : place + image.pitch])
-        shape = plan.images[0]
-        image = np.array([*shape.shape, shape.channel, shape.row, shape.border * lane], np.int64)
+        for place, spread in back.spread:
+            spread.clear(scratch[place : place + spread.pitch])
+        below = plan.images[0]
+        image = np.array([*below.shape, below.channel, below.row, below.border * lane], np.int64)
         constants = aligned(2 * lane, dtype)
         constants[lane:] = 1
         return cls(
