@@ -7,10 +7,11 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+LIBRARIES = ("torch", "numba", "numpy", "zarr", "polars")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -25,9 +26,24 @@ def device() -> str:
     return f"{name}, {cores} cores"
 
 
-def record(name: str, row: Mapping[str, object]) -> None:
-    """Print the row and append it to benchmarks/results/<name>.jsonl with date, device and versions."""
-    versions = {library: version(library) for library in ("torch", "numba", "numpy", "zarr", "polars")}
+def bar(found: float, least: float | None = None, most: float | None = None) -> dict[str, object]:
+    """What a row says of a goal: what was to be reached, and whether it was; nothing where there is none."""
+    if least is not None:
+        return {"bar": f">= {least:g}x", "met": found >= least}
+    return {"bar": f"< {most:g} s", "met": found < most} if most is not None else {}
+
+
+def record(name: str, row: Mapping[str, object], libraries: Iterable[str] = ()) -> None:
+    """Print the row and append it to benchmarks/results/<name>.jsonl with date, device and versions.
+
+    For `weightscape bench --summary` a row has an operation (text), a setting (names and numbers: a later row of equal
+    operation, setting and `against` replaces it), and as far as they apply ours (how fast, as text), against (what),
+    theirs (how fast that is) and ratio (median, low, high).
+
+    Args:
+        libraries: further ones whose versions matter.
+    """
+    versions = {library: version(library) for library in (*LIBRARIES, *libraries)}
     whole = {
         **row,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -39,4 +55,4 @@ def record(name: str, row: Mapping[str, object]) -> None:
     line = json.dumps(whole)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
         file.write(line + "\n")
-    print(line)
+    print(line, flush=True)

@@ -1,7 +1,7 @@
 """How fast the spine is: a population as one batch against a loop over networks, a zoo against one file a checkpoint.
 
 Both sides alternate in one run and the ratio is of each pair; the machine may be busy. Faster paths are to be compared
-with these rows.
+with these rows. Bars, on all cores, are measured by the other modules.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import dataclasses
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 
 import catalog
 from benchmarks.record import record
+from benchmarks.sides import alternate, ratio
 from weightspace.layout import Layout
 from zoo.batches import Batches
 from zoo.evaluate import evaluate
@@ -28,29 +27,6 @@ from zoo.plan import Plan, make_plan
 from zoo.shards import groups
 from zoo.spec import ZooSpec
 from zoo.train import train
-
-REPEATS = 5
-
-
-def alternate(sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Seconds of each side, taken in turn; one turn before that is not counted."""
-    for side in sides.values():
-        side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats):
-        for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-            begin = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def ratio(
-    seconds: Mapping[str, list[float]], slow: str, fast: str, per_slow: float = 1, per_fast: float = 1
-) -> dict[str, float]:
-    """Median, smallest and largest of the paired ratios, after dividing each side by its amount of work."""
-    pairs = [(a / per_slow) / (b / per_fast) for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-    return {"median": round(statistics.median(pairs), 2), "low": round(min(pairs), 2), "high": round(max(pairs), 2)}
 
 
 def _plan(models: int, batch: int, epochs: int = 1) -> Plan:
