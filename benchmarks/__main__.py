@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks [NAME...]`. Without a name all but the long ones, which is what `make bench` does.
+"""Run benchmarks: `python -m benchmarks [NAME...]`, without a name all but the long ones. That is `make bench`.
 
 Each runs in a process of its own, appends rows to benchmarks/results/ and prints them; `weightscape bench --summary`
 shows the latest. Leave the machine alone meanwhile.
@@ -29,7 +29,6 @@ class Benchmark:
     minutes: float
     needs: str | None = None
     always: bool = True
-    arguments: tuple[str, ...] = ()
     module: str | None = None
 
 
@@ -40,13 +39,7 @@ BENCHMARKS = {
     "packing": Benchmark("packed against raw weights, size and time", 2),
     "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 8),
     "agreement": Benchmark("population training against one network at a time, float64", 1),
-    "distributions": Benchmark(
-        "accuracies of 1,000 long runs, compiled against reference",
-        8,
-        always=False,
-        arguments=("--distributions",),
-        module="agreement",
-    ),
+    "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 8, always=False),
     "ray": Benchmark("a build against Ray Tune with a trial a model", 8, needs="ray", always=False, module="ray_tune"),
     "spine": Benchmark("the same, smaller, on one core", 3, always=False),
 }
@@ -70,7 +63,7 @@ def run(names: Sequence[str], start: Callable[[list[str]], int]) -> int:
             print(f'{name}: left out, it needs {one.needs}: pip install "{one.needs}[tune]"', flush=True)
             continue
         print(f"{name}: {one.what}; about {one.minutes:g} min", flush=True)
-        if start([sys.executable, "-m", module, *one.arguments]):
+        if start([sys.executable, "-m", module]):
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
