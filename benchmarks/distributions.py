@@ -5,7 +5,7 @@ differ is the distribution of the results. Compared are test accuracy and loss o
 
 * the reference and compiled runs with the same seeds, pair by pair: a bias shows even where it is small;
 * the reference and compiled runs with other seeds: two independent samples, as the tests want them;
-* the reference and compiled runs whose learning rate is a tenth larger: these must be told apart, or the tests are blind.
+* the reference and compiled runs whose learning rate is a tenth larger: these must be told apart, or tests are blind.
 
 A third of the labels is wrong and learnt by heart, which makes results depend on the learning rate.
 """

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import catalog
 from benchmarks.record import record
-from benchmarks.sides import alternate, ratio
+from benchmarks.sides import PAIRS, alternate, ratio
 from weightspace.layout import Layout
 from zoo.batches import Batches
 from zoo.evaluate import evaluate
@@ -27,6 +27,8 @@ from zoo.plan import Plan, make_plan
 from zoo.shards import groups
 from zoo.spec import ZooSpec
 from zoo.train import train
+
+REPEATS = PAIRS
 
 
 def _plan(models: int, batch: int, epochs: int = 1) -> Plan:

@@ -1,0 +1,119 @@
+"""How time grows with the number of models and with their width, and how long presets take: `python -m benchmarks.scaling`.
+
+All cores, batch size 32, one epoch; each model's weights at the end are kept until its share of at most 4,096 models
+is done, as a shard would be. Reference and compiled code take turns where the reference is bearable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.populations import Population, mlp_flops, train_on_all_cores
+from benchmarks.record import bar, record
+from benchmarks.sides import PAIRS, compare, measure
+from benchmarks.team import Team, cores
+from zoo.build import build
+from zoo.presets import PRESETS
+
+MODELS = (10, 100, 1_000, 10_000, 100_000)
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)
+BEARABLE = 150_000  # model-steps that the reference is made to take a turn: some ten seconds
+CHUNK = 4096  # models that are laid out and trained at once
+BARS = {"phases_small": 60.0}  # seconds
+
+
+def models(population: Population, pairs: int) -> None:
+    """A row: seconds, and against the reference where that is bearable."""
+    with Team(cores()) as team:
+        sides = {"ours": lambda: _chunks(population, team)}
+        if population.steps <= BEARABLE:
+            sides["reference"] = lambda: train_on_all_cores(population, team, "reference")
+        warm = {"ours": lambda: train_on_all_cores(_share(population, min(CHUNK, population.models)), team)}
+        once = population.models > CHUNK
+        turns = measure(sides, 1 if once else pairs, warm=warm)
+        memory = max(team.each(_memory, [()] * team.size))
+    seconds = statistics.median(turns["ours"].wall)
+    rate, flops = population.steps / seconds, population.steps * mlp_flops(population) / seconds / 1e9
+    found = compare(turns, "reference", "ours") if "reference" in turns else None
+    slow = statistics.median(turns["reference"].wall) if found else 0.0
+    record(
+        "scaling",
+        {
+            "operation": f"train {population.name}, growth",
+            "setting": {"models": population.models, "batch": population.batch, "epochs": 1, "cores": cores()},
+            "ours": f"{seconds:.3g} s, {rate:,.0f} model-steps/s, {flops:.0f} GFLOP/s",
+            **({"against": "the reference", "theirs": f"{slow:.3g} s", "ratio": found} if found else {}),
+            "seconds": round(seconds, 4),
+            "turns": len(turns["ours"].wall),
+            "model_steps_per_second": round(rate),
+            "gflops": round(flops, 1),
+            "peak_megabytes_a_process": memory,
+        },
+    )
+
+
+def _chunks(population: Population, team: Team) -> None:
+    """Train a population chunk by chunk; other seeds in each would cost the same."""
+    for first in range(0, population.models, CHUNK):
+        train_on_all_cores(_share(population, min(CHUNK, population.models - first)), team)
+
+
+def _share(population: Population, count: int) -> Population:
+    return Population(count, population.batch, population.epochs, population.family, population.numbers)
+
+
+def _memory() -> int:
+    """The most that this process has held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def preset(name: str, turns: int) -> None:
+    """A row: how long building a preset takes, processes and evaluation included."""
+    seconds = []
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            build(PRESETS[name](), Path(folder) / "bench.zoo")
+            seconds.append(round(time.perf_counter() - begin, 2))
+    median = statistics.median(seconds)
+    runs = PRESETS[name]().num_runs
+    record(
+        "scaling",
+        {
+            "operation": f"build {name}",
+            "setting": {"models": runs, "cores": cores()},
+            "ours": f"{median:.3g} s ({min(seconds):.3g} to {max(seconds):.3g})",
+            **bar(median, most=BARS.get(name)),
+            "seconds": median,
+            "all_seconds": seconds,
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Numbers of models, widths, presets."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--most", type=int, default=MODELS[-1], help="models")
+    parser.add_argument("--widest", type=int, default=WIDTHS[-1])
+    given = parser.parse_args(argv)
+    for count in MODELS:
+        if count <= given.most:
+            models(Population(count), given.pairs)
+    for width in WIDTHS:
+        if width <= given.widest:
+            numbers = (("depth", 2), ("width", width), ("activation", "relu"))
+            models(Population(64, numbers=numbers), given.pairs)
+    build_turns = min(3, given.pairs)
+    for name in ("demo", "phases_small"):
+        preset(name, build_turns)
+
+
+if __name__ == "__main__":
+    main()
