@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 INTERRUPTED, TERMINATED = 130, 143
+RESULTS = Path(__file__).resolve().parent / "benchmarks" / "results"  # in a checkout; never in an installed package
 
 app = typer.Typer(
     name="weightscape",
@@ -236,7 +237,7 @@ def bench(
         if not (summary or markdown or as_json):
             print("`make bench` in a checkout measures; `weightscape bench --summary` shows the latest results")
             return
-        found = _latest(_bench_rows(Path(__file__).resolve().parent / "benchmarks" / "results"))
+        found = _latest(_bench_rows(RESULTS))
         if as_json:
             print(json.dumps(found))
         elif markdown:
@@ -398,6 +399,8 @@ def _bench_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _comparisons(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a row compares; rows that name no operation, of experiments that find faults, say, have nothing to show."""
+    if not isinstance(row, dict):
+        raise TypeError("a row is a JSON object")
     if "operation" not in row:
         return
     settings = {k: v for k, v in row.items() if isinstance(v, int | str) and k not in NO_SETTING}

@@ -36,9 +36,9 @@ LEAST = 6.0
 
 def population_weights(population: Population) -> torch.Tensor:
     """Weights (models, size) of networks that classify most samples right, no two the same."""
-    plan = lay_out(population)
+    plan = lay_out(population.share(TRAINED))
     (runs,) = plan.runs.values()
-    few = train(runs[:TRAINED], plan.data).weights[:, -1]
+    few = train(runs, plan.data).weights[:, -1]
     weights = few.repeat(-(-population.models // len(few)), 1)[: population.models]
     noise = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
     return weights + SPREAD * weights.std(1, keepdim=True) * noise
@@ -56,7 +56,7 @@ def state_dicts(population: Population, file: str) -> tuple[nn.Module, list[dict
 def loop(population: Population, file: str) -> tuple[np.ndarray, np.ndarray]:
     """Losses (models,) and error bits of networks that are loaded one by one."""
     module, states = state_dicts(population, file)
-    data = lay_out(population).data
+    data = lay_out(population.share(1)).data
     x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
     losses, wrong = [], []
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def evaluation(population: Population, pairs: int = PAIRS) -> int:
         weights = population_weights(population)
         file = str(Path(folder) / "weights.npy")
         np.save(file, weights.numpy())
-        data = lay_out(population).data
+        data = lay_out(population.share(1)).data
         x, y = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
         turns = measure(
             {

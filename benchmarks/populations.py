@@ -6,7 +6,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.team import Team
 from kernels.population import Dropout
 from zoo.architectures import Architecture
-from zoo.plan import Plan, make_plan
+from zoo.plan import Plan, Run, make_plan
 from zoo.shards import groups
 from zoo.spec import ZooSpec
 from zoo.train import train
@@ -53,16 +53,24 @@ class Population:
     @property
     def steps(self) -> int:
         """Optimiser steps of all models."""
-        (runs,) = lay_out(self).runs.values()
-        return len(runs) * self.epochs * runs[0].updates
+        return self.models * self.epochs * self.run.updates
+
+    @property
+    def run(self) -> Run:
+        """One of the runs."""
+        (runs,) = lay_out(self.share(1)).runs.values()
+        return runs[0]
 
     @property
     def architecture(self) -> Architecture:
-        (runs,) = lay_out(self).runs.values()
-        return runs[0].architecture
+        return self.run.architecture
+
+    def share(self, models: int) -> Population:
+        """The first so many models."""
+        return replace(self, models=models)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def lay_out(population: Population) -> Plan:
     """The plan of a population, made once a process."""
     return make_plan(
@@ -75,6 +83,12 @@ def lay_out(population: Population) -> Plan:
             seeds=tuple(range(population.models)),
         )
     )
+
+
+def prepare(*populations: Population) -> None:
+    """Lay out populations, so that no turn does."""
+    for population in populations:
+        lay_out(population)
 
 
 def train_ours(population: Population, impl: str | None = None, part: int = 0, parts: int = 1) -> None:
@@ -95,13 +109,12 @@ def train_loop(population: Population, models: int, first_seed: int = 0) -> int:
 
     The data are tensors that a permutation indexes: a DataLoader would be slower.
     """
-    plan = lay_out(population)
-    (runs,) = plan.runs.values()
-    x, y = torch.from_numpy(plan.data.train_x), torch.from_numpy(plan.data.train_y)
-    updates, batch = runs[0].updates, population.batch
+    run, data = population.run, lay_out(population.share(1)).data
+    x, y = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
+    updates, batch = run.updates, population.batch
     for seed in range(first_seed, first_seed + models):
         torch.manual_seed(seed)
-        module = plain_module(runs[0].architecture)
+        module = plain_module(run.architecture)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
         for _ in range(population.epochs):
             for rows in torch.randperm(len(x))[: updates * batch].split(batch):

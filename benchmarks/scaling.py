@@ -1,7 +1,7 @@
-"""How time grows with the number of models and with their width, and how long presets take: `python -m benchmarks.scaling`.
+"""How time grows with the number of models and their width, and how long presets take: `python -m benchmarks.scaling`.
 
-All cores, batch size 32, one epoch; each model's weights at the end are kept until its share of at most 4,096 models
-is done, as a shard would be. Reference and compiled code take turns where the reference is bearable.
+All cores, batch size 32, one epoch, at most 4,096 models at once: they are laid out before time is taken, and their
+weights are let go of afterwards. Reference and compiled code take turns where the reference is bearable.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.populations import Population, mlp_flops, train_on_all_cores
+from benchmarks.populations import Population, mlp_flops, prepare, train_on_all_cores
 from benchmarks.record import bar, record
-from benchmarks.sides import PAIRS, compare, measure
+from benchmarks.sides import PAIRS, Side, compare, measure
 from benchmarks.team import Team, cores
 from zoo.build import build
 from zoo.presets import PRESETS
@@ -30,13 +30,16 @@ BARS = {"phases_small": 60.0}  # seconds
 
 def models(population: Population, pairs: int) -> None:
     """A row: seconds, and against the reference where that is bearable."""
+    whole, rest = divmod(population.models, CHUNK)
+    chunks = [population.share(CHUNK)] * whole + [population.share(rest)] * (rest > 0)
     with Team(cores()) as team:
-        sides = {"ours": lambda: _chunks(population, team)}
+        sides: dict[str, Side] = {"ours": lambda: [train_on_all_cores(chunk, team) for chunk in chunks]}
         if population.steps <= BEARABLE:
             sides["reference"] = lambda: train_on_all_cores(population, team, "reference")
-        warm = {"ours": lambda: train_on_all_cores(_share(population, min(CHUNK, population.models)), team)}
-        once = population.models > CHUNK
-        turns = measure(sides, 1 if once else pairs, warm=warm)
+        team.each(prepare, [tuple(chunks)] * team.size)
+        chunked = len(chunks) > 1
+        warm = {"ours": lambda: train_on_all_cores(chunks[-1], team)} if chunked else None
+        turns = measure(sides, 1 if chunked else pairs, warm=warm)
         memory = max(team.each(_memory, [()] * team.size))
     seconds = statistics.median(turns["ours"].wall)
     rate, flops = population.steps / seconds, population.steps * mlp_flops(population) / seconds / 1e9
@@ -50,22 +53,13 @@ def models(population: Population, pairs: int) -> None:
             "ours": f"{seconds:.3g} s, {rate:,.0f} model-steps/s, {flops:.0f} GFLOP/s",
             **({"against": "the reference", "theirs": f"{slow:.3g} s", "ratio": found} if found else {}),
             "seconds": round(seconds, 4),
+            "cpu_seconds": round(statistics.median(turns["ours"].cpu), 4),
             "turns": len(turns["ours"].wall),
             "model_steps_per_second": round(rate),
             "gflops": round(flops, 1),
             "peak_megabytes_a_process": memory,
         },
     )
-
-
-def _chunks(population: Population, team: Team) -> None:
-    """Train a population chunk by chunk; other seeds in each would cost the same."""
-    for first in range(0, population.models, CHUNK):
-        train_on_all_cores(_share(population, min(CHUNK, population.models - first)), team)
-
-
-def _share(population: Population, count: int) -> Population:
-    return Population(count, population.batch, population.epochs, population.family, population.numbers)
 
 
 def _memory() -> int:
