@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+import zoo  # noqa: F401  # sets a variable for MKL, which `plain` takes away
+
 PATIENCE = 600.0  # seconds that a process waits for the others: they only have to start
 _barrier: Any = None
 
@@ -51,7 +53,7 @@ def cores() -> int:
 def _start(barrier: Any, threads: int | None, plain: bool) -> None:
     global _barrier
     _barrier = barrier
-    if plain:  # MKL looks at the first product of matrices, which is still to come
+    if plain:  # `zoo` sets it when it is imported, which is now; MKL looks at the first product of matrices
         os.environ.pop("MKL_CBWR", None)
     if threads is not None:
         torch.set_num_threads(threads)
