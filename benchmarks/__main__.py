@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+BUSY = 0.7  # processes that run, before anything is measured
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,10 +36,10 @@ class Benchmark:
 
 BENCHMARKS = {
     "training": Benchmark("populations against PyTorch loops, all cores", 4),
-    "evaluation": Benchmark("evaluating populations against load_state_dict and forward, one core", 2),
+    "evaluation": Benchmark("evaluating populations against load_state_dict and forward, one core", 3),
     "storage": Benchmark("writing and reading against .pt files and zarr-python", 4),
     "packing": Benchmark("packed against raw weights, size and time", 2),
-    "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 8),
+    "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 6),
     "agreement": Benchmark("population training against one network at a time, float64", 1),
     "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 8, always=False),
     "ray": Benchmark("a build against Ray Tune with a trial a model", 8, needs="ray", always=False, module="ray_tune"),
@@ -53,6 +55,10 @@ def run(names: Sequence[str], start: Callable[[list[str]], int]) -> int:
     """
     chosen = {name: BENCHMARKS[name] for name in names} or {n: b for n, b in BENCHMARKS.items() if b.always}
     print(f"{len(chosen)} benchmarks, about {sum(one.minutes for one in chosen.values()):g} minutes in all", flush=True)
+    if (load := os.getloadavg()[0]) > BUSY:
+        print(
+            f"the machine is busy (load {load:.1f}): PyTorch on several threads may be tens of times slower than alone"
+        )
     failed = []
     for name, one in chosen.items():
         module = f"benchmarks.{one.module or name}"

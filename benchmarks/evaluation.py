@@ -79,12 +79,12 @@ def evaluation(population: Population, pairs: int = PAIRS) -> int:
         turns = measure(
             {
                 "loop": lambda: one.each(loop, [(population, file)]),
-                "ours": lambda: evaluate(population.architecture, weights, x, y),
+                "ours": lambda: evaluate(population.architecture, weights, x, y, threads=1),
             },
             pairs,
         )
         ((losses, bits),) = one.each(loop, [(population, file)])
-        found = evaluate(population.architecture, weights, x, y)
+        found = evaluate(population.architecture, weights, x, y, threads=1)
         differ = np.unpackbits(found.error_bits ^ bits, axis=1)[:, : len(x)].astype(bool)
         margin = _largest_margin(population, weights, x, differ)
     compared = compare(turns, "loop", "ours")

@@ -17,7 +17,7 @@ from benchmarks.team import Team
 from kernels.population import Dropout
 from zoo.architectures import Architecture
 from zoo.plan import Plan, Run, make_plan
-from zoo.shards import groups
+from zoo.shards import groups, one_thread
 from zoo.spec import ZooSpec
 from zoo.train import train
 
@@ -91,17 +91,25 @@ def prepare(*populations: Population) -> None:
         lay_out(population)
 
 
-def train_ours(population: Population, impl: str | None = None, part: int = 0, parts: int = 1) -> None:
-    """Train a share of a population in this process, 64 models a call, as a build does."""
+def train_ours(population: Population, threads: int) -> None:
+    """Train a population in this process, as `zoo.train.train` chooses to."""
+    plan = lay_out(population)
+    (runs,) = plan.runs.values()
+    with one_thread():
+        train(runs, plan.data, threads=threads)
+
+
+def train_reference(population: Population, part: int = 0, parts: int = 1) -> None:
+    """Train a share of a population in plain torch, 64 models a call, which is where it is fastest."""
     plan = lay_out(population)
     (runs,) = plan.runs.values()
     for group in groups(runs[part::parts]):
-        train(group, plan.data, impl=impl)
+        train(group, plan.data, impl="reference")
 
 
-def train_on_all_cores(population: Population, team: Team, impl: str | None = None) -> None:
-    """Train a population: a share in each process of the team."""
-    team.each(train_ours, [(population, impl, part, team.size) for part in range(team.size)])
+def train_reference_on_all_cores(population: Population, team: Team) -> None:
+    """A share in each process of the team."""
+    team.each(train_reference, [(population, part, team.size) for part in range(team.size)])
 
 
 def train_loop(population: Population, models: int, first_seed: int = 0) -> int:

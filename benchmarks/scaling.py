@@ -1,7 +1,7 @@
 """How time grows with the number of models and their width, and how long presets take: `python -m benchmarks.scaling`.
 
 All cores, batch size 32, one epoch, at most 4,096 models at once: they are laid out before time is taken, and their
-weights are let go of afterwards. Reference and compiled code take turns where the reference is bearable.
+weights are let go of afterwards. Compiled code and the reference, a process a core, take turns where that is bearable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.populations import Population, mlp_flops, prepare, train_on_all_cores
+from benchmarks.populations import Population, mlp_flops, prepare, train_ours, train_reference_on_all_cores
 from benchmarks.record import bar, record
 from benchmarks.sides import PAIRS, Side, compare, measure
 from benchmarks.team import Team, cores
@@ -32,15 +32,15 @@ def models(population: Population, pairs: int) -> None:
     """A row: seconds, and against the reference where that is bearable."""
     whole, rest = divmod(population.models, CHUNK)
     chunks = [population.share(CHUNK)] * whole + [population.share(rest)] * (rest > 0)
+    prepare(*chunks)
     with Team(cores()) as team:
-        sides: dict[str, Side] = {"ours": lambda: [train_on_all_cores(chunk, team) for chunk in chunks]}
+        sides: dict[str, Side] = {"ours": lambda: [train_ours(chunk, cores()) for chunk in chunks]}
         if population.steps <= BEARABLE:
-            sides["reference"] = lambda: train_on_all_cores(population, team, "reference")
-        team.each(prepare, [tuple(chunks)] * team.size)
+            sides["reference"] = lambda: train_reference_on_all_cores(population, team)
         chunked = len(chunks) > 1
-        warm = {"ours": lambda: train_on_all_cores(chunks[-1], team)} if chunked else None
+        warm = {"ours": lambda: train_ours(chunks[-1], cores())} if chunked else None
         turns = measure(sides, 1 if chunked else pairs, warm=warm)
-        memory = max(team.each(_memory, [()] * team.size))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     seconds = statistics.median(turns["ours"].wall)
     rate, flops = population.steps / seconds, population.steps * mlp_flops(population) / seconds / 1e9
     found = compare(turns, "reference", "ours") if "reference" in turns else None
@@ -57,14 +57,9 @@ def models(population: Population, pairs: int) -> None:
             "turns": len(turns["ours"].wall),
             "model_steps_per_second": round(rate),
             "gflops": round(flops, 1),
-            "peak_megabytes_a_process": memory,
+            "peak_megabytes_so_far": memory,
         },
     )
-
-
-def _memory() -> int:
-    """The most that this process has held, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def preset(name: str, turns: int) -> None:

@@ -19,7 +19,7 @@ from benchmarks.populations import (
     mlp_flops,
     multiply,
     train_loop,
-    train_on_all_cores,
+    train_ours,
 )
 from benchmarks.record import bar, record
 from benchmarks.sides import PAIRS, Turns, compare, measure
@@ -47,11 +47,11 @@ def mlps(population: Population, sample: int, pairs: int = PAIRS) -> None:
     """
     count = cores()
     each = max(sample // count, 1)
-    with Team(1, None, plain=True) as one, Team(count, plain=True) as many, Team(count) as ours:
+    with Team(1, None, plain=True) as one, Team(count, plain=True) as many:
         sides = {
             LOOP: lambda: one.each(train_loop, [(population, sample)]),
             MANY: lambda: many.each(train_loop, [(population, each, each * n) for n in range(count)]),
-            "ours": lambda: train_on_all_cores(population, ours),
+            "ours": lambda: train_ours(population, count),
             "torch.mm": lambda: many.each(multiply, [(PRODUCTS,)] * count),
         }
         turns = measure(sides, pairs)
@@ -71,10 +71,10 @@ def mlps(population: Population, sample: int, pairs: int = PAIRS) -> None:
 
 def cnns(population: Population, sample: int, pairs: int = PAIRS) -> None:
     """CNNs on one core, against the loop on one."""
-    with Team(1, plain=True) as one, Team(1) as ours:
+    with Team(1, plain=True) as one:
         sides = {
             "loop": lambda: one.each(train_loop, [(population, sample)]),
-            "ours": lambda: train_on_all_cores(population, ours),
+            "ours": lambda: train_ours(population, 1),
         }
         turns = measure(sides, pairs)
     setting = {"models": population.models, "batch": population.batch, "epochs": population.epochs, "cores": 1}
