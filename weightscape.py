@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -237,7 +237,9 @@ def bench(
         if not (summary or markdown or as_json):
             print("`make bench` in a checkout measures; `weightscape bench --summary` shows the latest results")
             return
-        found = _latest(_bench_rows(RESULTS))
+        from zoo.results import latest, rows
+
+        found = latest(rows(RESULTS))
         if as_json:
             print(json.dumps(found))
         elif markdown:
@@ -372,105 +374,26 @@ def _print_summary(found: dict[str, Any]) -> None:
         console.print(Text(f"{name}: {values}"), soft_wrap=True)
 
 
-def _bench_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """One comparison after the other, oldest first in each file: operation, setting, ours, against, ratio, machine.
-
-    Raises:
-        MissingDataError: no such folder. FormatError: a line that is no result.
-    """
-    from catalog.errors import FormatError, MissingDataError
-
-    if not folder.is_dir():
-        raise MissingDataError(
-            f"no benchmark results in {folder}: they belong to a checkout of the source, an installed package has none;"
-            " clone the repository and run `make bench` there"
-        )
-    for file in sorted(folder.glob("*.jsonl")):
-        for number, line in enumerate(file.read_bytes().splitlines(), 1):
-            try:
-                if line.strip():
-                    yield from _comparisons(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise FormatError(
-                    f"{file}, line {number}: not a result of `make bench` ({type(error).__name__}: {error});"
-                    " repair or delete the line"
-                ) from error
-
-
-def _comparisons(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a row compares; rows that name no operation, of experiments that find faults, say, have nothing to show."""
-    if not isinstance(row, dict):
-        raise TypeError("a row is a JSON object")
-    if "operation" not in row:
-        return
-    settings = {k: v for k, v in row.items() if isinstance(v, int | str) and k not in NO_SETTING}
-    settings = {k: v for k, v in settings.items() if not k.endswith(("_per_second", "seconds"))}
-    rates = {k: v.get("wall") if isinstance(v, dict) else v for k, v in row.items() if k.endswith("_per_second")}
-    speeds = [f"{v:,} {k.removesuffix('_per_second').replace('_', '-')}/s" for k, v in rates.items() if v is not None]
-    shown = {
-        "operation": str(row["operation"]),
-        "setting": dict(row.get("setting", settings)),
-        "ours": str(row.get("ours", ", ".join(speeds))),
-        "against": str(row.get("against", "")),
-        "theirs": str(row.get("theirs", "")),
-        "ratio": _ratio(row["ratio"]) if "ratio" in row else None,
-        "bar": str(row.get("bar", "")),
-        "met": bool(row.get("met", True)),
-        **{name: str(row[name]) for name in ("device", "date")},
-    }
-    named = {k.removeprefix("ratio_to_"): v for k, v in row.items() if k.startswith("ratio_to_")}
-    for against, ratio in named.items():
-        yield {**shown, "against": against, "ratio": _ratio(ratio.get("wall", ratio))}
-    if not named:
-        yield shown
-
-
-NO_SETTING = {"operation", "setting", "ours", "against", "theirs", "bar", "met", "device", "date", "python", "seed"}
-
-
-def _ratio(found: dict[str, Any]) -> dict[str, float]:
-    return {name: float(found[name]) for name in ("median", "low", "high")}
-
-
-def _latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest row of each operation, setting and side compared with, in the order in which they came."""
-    latest: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        key = json.dumps([row[name] for name in ("operation", "setting", "against")], sort_keys=True)
-        if key not in latest or row["date"] >= latest[key]["date"]:
-            latest[key] = row
-    return list(latest.values())
-
-
-def _bench_cells(row: dict[str, Any]) -> list[str]:
-    """What, ours, against what, ratio, device, date."""
-    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["setting"].items())
-    against = f"{row['against']}: {row['theirs']}" if row["theirs"] else row["against"]
-    found, goal = row["ratio"], f"goal {row['bar']}: {'met' if row['met'] else 'missed'}" if row["bar"] else ""
-    ratio = f"{found['median']:.3g}x ({found['low']:.3g} to {found['high']:.3g})" if found else ""
-    what = f"{row['operation']} ({setting})" if setting else row["operation"]
-    return [what, row["ours"], against, "; ".join(filter(None, (ratio, goal))), row["device"], row["date"]]
-
-
-BENCH_COLUMNS = ("what", "ours", "against", "ratio (smallest to largest pair)", "device", "date")
-
-
 def _print_bench(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from zoo.results import COLUMNS, cells
+
     table = Table(show_lines=True)
-    for name in BENCH_COLUMNS:
+    for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, _bench_cells(row)))
+        table.add_row(*map(Text, cells(row)))
     Console().print(table)
 
 
 def _print_markdown(rows: list[dict[str, Any]]) -> None:
-    for cells in (BENCH_COLUMNS, ["---"] * len(BENCH_COLUMNS), *map(_bench_cells, rows)):
-        print("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+    from zoo.results import COLUMNS, cells
+
+    for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)):
+        print("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |")
 
 
 def main() -> None:
