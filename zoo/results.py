@@ -1,4 +1,4 @@
-"""What `make bench` measured last, as `weightscape bench` shows it. Reads JSON lines; the benchmarks are no part of it."""
+"""What `make bench` measured last, as `weightscape bench` shows it. Reads JSON lines and runs nothing."""
 
 from __future__ import annotations
 
