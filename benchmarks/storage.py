@@ -147,6 +147,7 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
         table = zoo.scan().filter(pl.col("epoch") == last).collect()
         every, sample = list(range(some)), random.choice(models, (1 + repeats, PICKS), replace=True)
         chosen = [np.unique(picks).tolist() for picks in sample]  # other models each turn
+        tables = [table[picks] for picks in chosen]
         small = [(picks % some).tolist() for picks in sample]
         turns = {name: 0 for name in ("pt", "zarr", "zoo")}
 
@@ -160,7 +161,7 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
         picked = {
             "pt": (lambda: read_files(files, small[turn("pt")], last), PICKS),
             "zarr": (lambda: array.oindex[chosen[turn("zarr")], last], PICKS),
-            "zoo": (lambda: zoo.read(table[chosen[turn("zoo")]]), PICKS),
+            "zoo": (lambda: zoo.read(tables[turn("zoo")]), PICKS),
         }
         compare({"operation": "random models", "picks": PICKS, **setting}, picked, PICKS * per_row, 4 * repeats)
         cold = {"pt": lambda: drop_cache(files), "zarr": lambda: drop_cache(path), "zoo": lambda: drop_cache(path)}

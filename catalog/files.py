@@ -39,8 +39,8 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         # without O_NONBLOCK, a pipe in the place of a file would keep us waiting for ever
         self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.found = os.fstat(self.descriptor)
-        self.stamp = _stamp(self.found)
+        found = os.fstat(self.descriptor)
+        self.mode, self.stamp = found.st_mode, _stamp(found)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
@@ -52,7 +52,7 @@ Kept = OrderedDict[str, OpenFile]
 
 def _stamp(found: os.stat_result) -> Stamp:
     """What tells a file from another one in its place."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return found.st_size, found.st_ctime_ns, found.st_mtime_ns, found.st_ino, found.st_dev
 
 
 class LocalFiles:
@@ -71,21 +71,21 @@ class LocalFiles:
         self.folder, self.names, self.cold = folder, names, False
         self.files: list[OpenFile] = []  # as long as they are here nobody closes them
         for name, size in zip(names, sizes, strict=True):
-            path = folder.path(name)
+            file = kept.get(name)
             try:
-                found, file = os.stat(path), kept.get(name)
-                if file is None or file.stamp != _stamp(found):
-                    file = kept[name] = OpenFile(path)
-                    found = file.found
+                # also a file that is unlinked, renamed or replaced gets another ctime
+                if file is None or _stamp(os.fstat(file.descriptor)) != file.stamp:
+                    file = kept[name] = OpenFile(folder.path(name))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise Damage(name, "{path} is not there", missing=True) from error
             except OSError as error:
                 raise self._refused(name, error) from error
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(file.mode):
                 kept.pop(name, None)
                 raise Damage(name, "{path} is not there: what has its name is no file", missing=True)
-            if found.st_size != size:
-                raise Damage(name, f"{{path}} has {found.st_size:,} bytes, {size:,} were committed")
+            if file.stamp[0] != size:
+                kept.pop(name, None)
+                raise Damage(name, f"{{path}} has {file.stamp[0]:,} bytes, {size:,} were committed")
             self.files.append(file)
         self.descriptors = [file.descriptor for file in self.files]
         self.stamps: list[Stamp | None] = [file.stamp for file in self.files]

@@ -59,13 +59,14 @@ class Wanted:
         m, epochs = grid.chunk[0], grid.shape[1]
         number, row = np.divmod(models, m)
         key = (number * epochs + checkpoints) * m + row
-        order = np.argsort(key, kind="stable")
+        order = key.argsort(kind="stable")
         row, chunk = row[order], key[order] // m
         first = _changes(chunk)
         number, checkpoint = np.divmod(chunk[first], epochs)
         shard, number_inside = np.divmod(number, grid.shard[0] // m)
-        starts, edges = np.append(first, len(order)), np.append(_changes(shard), len(first))
-        local = np.repeat(number_inside * (m * epochs) + checkpoint, starts[1:] - first) + row * epochs
+        starts = np.concatenate([first, [len(order)]])
+        edges = np.concatenate([_changes(shard), [len(first)]])
+        local = (number_inside * (m * epochs) + checkpoint).repeat(starts[1:] - first) + row * epochs
         cuts = starts[edges].tolist()
         numbers = shard[edges[:-1]].tolist()
         crc = [shards[n].crc[local[a:b]] for n, (a, b) in zip(numbers, itertools.pairwise(cuts), strict=True)]
@@ -124,9 +125,9 @@ def read_scattered(wanted: Wanted, window: Window, chosen: np.ndarray) -> None:
     starts = wanted.starts[window.groups.start : window.groups.stop + 1]
     place, counts = slice(starts[0], starts[-1]), starts[1:] - starts[:-1]
     target, crc = wanted.order[place], wanted.crc[place]
-    number, offset = np.repeat(window.file, counts), np.repeat(window.offset, counts) + wanted.row[place] * length
+    number, offset = window.file.repeat(counts), window.offset.repeat(counts) + wanted.row[place] * length
     if not chosen.all():
-        mask = np.repeat(chosen, counts)
+        mask = chosen.repeat(counts)
         target, crc, number, offset = target[mask], crc[mask], number[mask], offset[mask]
     step = max((files.together or BATCH) // length, 1)
     for first in range(0, len(target), step):
@@ -255,7 +256,7 @@ def _changes(values: np.ndarray) -> np.ndarray:
     """Positions where a value differs from the one before; the first is one."""
     found = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=found[1:])
-    return np.flatnonzero(found)
+    return found.nonzero()[0]
 
 
 def _slices(columns: np.ndarray) -> list[tuple[slice, slice]]:

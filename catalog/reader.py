@@ -110,11 +110,11 @@ class Reader:
         files = self._open(folder, window, 0)
         indices = self._offsets(files, window, 0)
         offset = np.concatenate(
-            [index[wanted.chunk[a:b], 0] for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
+            [index.take(wanted.chunk[a:b]) for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
         )
         counts = np.diff(np.array(edges))
         groups = slice(edges[0], edges[-1])
-        chunks = Window(files, window, groups, np.repeat(np.arange(len(window)), counts), offset)
+        chunks = Window(files, window, groups, np.arange(len(window)).repeat(counts), offset)
         if (offset < 0).any():
             at = int(np.argmin(offset))
             raise _lacking(wanted, files.names[chunks.file[at]], groups.start + at)

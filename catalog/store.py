@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,13 +126,13 @@ class Zoo:
             UnknownNameError: a tensor the layout does not have, listing those it has.
         """
         address = _address(rows, self.name)
-        variant = self._one_variant(address)
+        variant = self._one_variant(address[0])
         kind = dtype or (self.record.dtype if torch else _numpy_dtype(self.record.dtype))
         if kind not in DTYPES or (kind == "bfloat16" and not torch):
             known = DTYPES if torch else DTYPES[:3]
             raise QueryError(f"dtype must be one of {', '.join(known)}, got {kind!r} (bfloat16 needs torch=True)")
         columns = None if tensors is None else variant.layout.indices(_tensor_names(tensors, variant.layout))
-        models, checkpoints = (address[name].to_numpy() for name in ("model", "checkpoint"))
+        models, checkpoints = (column.to_numpy() for column in address[1:])
         stored = self._stored(variant, models, checkpoints, columns)
         return _as(stored, self.record.dtype, kind, torch)
 
@@ -156,8 +155,7 @@ class Zoo:
 
         export_safetensors(self, row, path)
 
-    def _one_variant(self, address: pl.DataFrame) -> Variant:
-        column = address.get_column("variant")
+    def _one_variant(self, column: pl.Series) -> Variant:
         names = [column[0]] if column.n_unique() == 1 else sorted(column.unique())
         if len(names) != 1:
             raise QueryError(
@@ -183,7 +181,7 @@ class Zoo:
         owner = models // grid.shard[0]
         shards = self._shards(variant, sorted(set(owner.tolist())))
         for number, shard in shards.items():
-            if shard.complete:
+            if shard.complete:  # as nearly all are
                 continue
             here = owner == number
             place = (models[here] - number * grid.shard[0]) * grid.shape[1] + checkpoints[here]
@@ -200,21 +198,25 @@ class Zoo:
         """Committed shards of a variant. A commit stays, so an older listing of them will do where it has them all."""
         stamp = self.folder.stamp("index")
         known = self._reader.listing.get(stamp, {})
-        if any((variant.name, number) not in known for number in numbers):
+        names = {number: known.get((variant.name, number), "") for number in numbers}
+        if "" in names.values():
             known = self.committed()
             self._reader.listing.clear()
             self._reader.listing[stamp] = known
-        names = {number: known.get((variant.name, number), "") for number in numbers}
-        if absent := [number for number, name in names.items() if not name]:
-            raise MissingDataError(
-                f"shard {absent[0]} of {variant.name} in {self.url} is not built yet; run the build to its end"
-            )
-        found: dict[int, Shard] = {}
-        for first in range(0, len(names), TOGETHER):
-            some = dict(itertools.islice(names.items(), first, first + TOGETHER))
-            self._fetch([name for name in some.values() if name not in self._reader.shards])
-            found |= {number: self._reader.shard(variant.grid, name, self.fragment) for number, name in some.items()}
-        return found
+            names = {number: known.get((variant.name, number), "") for number in numbers}
+        for number, name in names.items():
+            if not name:
+                raise MissingDataError(
+                    f"shard {number} of {variant.name} in {self.url} is not built yet; run the build to its end"
+                )
+        kept = self._reader.shards
+        loaded: dict[str, Shard] = {}
+        lacking = [name for name in names.values() if name not in kept]
+        for first in range(0, len(lacking), TOGETHER):
+            some = lacking[first : first + TOGETHER]
+            self._fetch(some)
+            loaded |= {name: self._reader.shard(variant.grid, name, self.fragment) for name in some}
+        return {n: loaded.get(s) or self._reader.shard(variant.grid, s, self.fragment) for n, s in names.items()}
 
     def _fetch(self, names: Sequence[str]) -> None:
         """Load fragments far away, all requested at once; errors are left to `fragment`, which meets them again."""
@@ -278,7 +280,7 @@ class Zoos:
 
     def _layout(self, table: pl.DataFrame, name: str) -> Layout:
         zoo = self._member(name)
-        return zoo._one_variant(_address(table.filter(pl.col("zoo") == name), name)).layout
+        return zoo._one_variant(_address(table.filter(pl.col("zoo") == name), name)[0]).layout
 
 
 def open_zoo(url: str | os.PathLike[str], **storage_options: Any) -> Zoo:
@@ -335,17 +337,18 @@ def address_of(columns: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame({name: [columns[name]] for name in ("zoo", *ADDRESS) if name in columns}, strict=False)
 
 
-def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
+def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> list[pl.Series]:
     """variant, model and checkpoint of each row, after a look at whether they can be rows of this zoo."""
     if not isinstance(rows, pl.DataFrame | pl.LazyFrame):
         raise QueryError(f"rows must be a polars DataFrame or LazyFrame of scan(), got {type(rows).__name__}")
     table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+    columns = table.columns
     for name in ADDRESS:
-        if name not in table.columns:
-            raise missing_column(name, table.columns)
+        if name not in columns:
+            raise missing_column(name, columns)
     if not len(table):
         raise QueryError("no rows: the query matched none")
-    if "zoo" in table.columns:
+    if "zoo" in columns:
         column = table.get_column("zoo")
         mine = column.n_unique() == 1 and column[0] == zoo
         if not mine and (others := set(column.unique()) - {zoo}):
@@ -357,7 +360,7 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> pl.DataFrame:
         raise QueryError(f"columns {', '.join(ADDRESS)} say which weights to read, and some are null")
     try:
         types = (pl.String, pl.Int64, pl.Int64)
-        return pl.DataFrame([c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)])
+        return [c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)]
     except pl.exceptions.PolarsError as error:
         raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
 

@@ -34,7 +34,7 @@ from catalog.errors import CorruptError, MissingDataError
 from catalog.fragments import ShardFile, encode_fragment
 from catalog.grid import ABSENT, STORED_AS, Grid, checksum, extend, from_stored, to_stored
 from catalog.record import Variant
-from catalog.shards import join_crcs
+from catalog.shards import decode_index, join_crcs
 from catalog.store import Zoo
 from tests.catalog_zoos import SOFTWARE, Truth, check_reads, fill, long, net, tree, write
 from weightspace.layout import Layout
@@ -501,6 +501,15 @@ def test_a_hostile_index_gives_the_truth_or_an_error(variant: str, name: str, ho
     finally:
         (folder / name).write_bytes(good)
     assert min(outcomes.values()) > 30
+
+
+def test_an_index_in_a_file_without_room_for_chunks() -> None:
+    index = np.array([[0, 76]] + 3 * [[ABSENT, ABSENT]], "<u8").tobytes()
+    tail = np.frombuffer(index + checksum(index).to_bytes(4, "little"), np.uint8)
+    assert decode_index(net().grid, tail, len(tail) + 76).tolist() == [[0], [-1], [-1], [-1]]
+    for room in (0, 75):
+        with pytest.raises(ValueError, match="points outside"):
+            decode_index(net().grid, tail, len(tail) + room)
 
 
 @pytest.mark.parametrize("tensors", [None, ["b"]])
