@@ -167,8 +167,10 @@ def verify(zoo: ZooArgument, as_json: Json = False, quiet: Quiet = False) -> Non
     """Check every byte of a zoo against what was committed. Exit status 1 when something is wrong."""
     with _errors(as_json):
         import catalog
+        from zoo.progress import counted
 
-        found = catalog.verify(zoo)
+        with counted("files", _console(), quiet) as progress:
+            found = catalog.verify(zoo, progress)
         if as_json:
             problems = [vars(problem) for problem in found.problems]
             print(json.dumps({**vars(found), "problems": problems, "ok": found.ok}))
@@ -251,9 +253,11 @@ def bench(
 def _repack(command: str, source: str, target: str, as_json: bool, quiet: bool) -> None:
     with _errors(as_json):
         import catalog
+        from zoo.progress import counted
         from zoo.sizes import size
 
-        made = (catalog.pack if command == "pack" else catalog.unpack)(source, target)
+        with counted("shards", _console(), quiet) as progress:
+            made = (catalog.pack if command == "pack" else catalog.unpack)(source, target, progress)
         hot, packed, ratio = made.hot_bytes, made.packed_bytes, made.ratio
         if as_json:
             print(json.dumps({"zoo": target, "hot_bytes": hot, "packed_bytes": packed, "ratio": ratio}))

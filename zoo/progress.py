@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,6 +57,15 @@ class BuildProgress:
             self.models += self._runs[event.task]
         partial = sum(self._done[s] / self._work[s] * self._runs[s] for s in self._done)
         self.bar.update(self.task, advance=now - done, models=partial)
+
+
+@contextmanager
+def counted(what: str, console: Console, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar for calls that report (done, in all), while the block runs."""
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Models(ProgressColumn):
