@@ -145,10 +145,11 @@ def test_other_sequences(layers: tuple[nn.Module, ...]) -> None:
 
 @pytest.mark.parametrize("side", [2, 3, 4])
 def test_of_equals_the_first_in_a_window_gets_the_gradient(side: int) -> None:
-    """A convolution whose weights are zero makes all of a window equal; its inputs are not."""
-    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(side), nn.Flatten(), nn.Linear(8, 3))
-    network, weights, x, y = problem(module, (1, 2 * side, 2 * side + 1), 20)
-    weights[:2] = 0
+    """The first channel, of small integers, decides which is largest; the second has no weight yet, but gets one."""
+    module = nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(side), nn.Flatten(), nn.Linear(8, 3))
+    network, weights, x, y = problem(module, (2, 2 * side, 2 * side + 1), 20)
+    x[:, 0] = np.random.default_rng(side).integers(0, 3, x[:, 0].shape)
+    weights[1:4:2] = 0
     arguments = (weights, x, y, 20, 1, 0.1, "sgd", HYPER, "cross_entropy")
     assert relative(compiled_steps(network, *arguments), steps_of_torch(module, *arguments)) < 1e-13
 
