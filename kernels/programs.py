@@ -12,6 +12,12 @@ from typing import Any
 from numba import njit
 
 LOG = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+
+
+def sources(*patterns: str) -> list[Path]:
+    """Files of this package whose names match, `mlp/*.py` say."""
+    return [path for pattern in patterns for path in HERE.glob(pattern)]
 
 
 class Program:

@@ -13,7 +13,8 @@ from torch import nn
 
 from kernels.lanes.evaluation import evaluate, logits
 from kernels.lanes.network import AVERAGE, CONV, LINEAR, Network, network_of
-from kernels.lanes.plan import Plan, aligned, plan_of
+from kernels.lanes.plan import Plan, plan_of
+from kernels.learning import aligned
 from kernels.mlp.network import ACTIVATIONS, UnsupportedError
 from kernels.mlp.tiles import lanes
 from kernels.population import Dropout

@@ -152,7 +152,7 @@ def test_nothing_that_is_not_written_is_read(depth: int, width: int, optimizer: 
     results = []
     for fill in (0.0, np.nan):
         model = one(Workspace.of(network, 17, np.float32, fill), start, DIGITS, optimizer, 60, dropout=0.2)
-        for buffer in (model.padded, model.first, model.second):
+        for buffer in (model.learner.weights, model.learner.first, model.learner.second):
             true = model.workspace.unpad(buffer) if len(buffer) else None
             if true is not None:
                 buffer[:] = model.workspace.pad(true, fill)
@@ -214,7 +214,7 @@ def test_models_check_what_they_are_given() -> None:
     network = MLP((64, 10), "relu", ())
     space, start = Workspace.of(network, 8, np.float64), np.zeros(network.size)
     x, y = np.zeros((20, 64)), np.zeros(20, np.int64)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="inputs must be"):
         Model(space, start, "sgd", HYPER, 1, x[:, :63], y, 20, 2)
     for labels in (y - 1, y + 10, y[:19]):
         with pytest.raises(ValueError, match="20 classes below 10"):

@@ -32,7 +32,6 @@ from kernels.lanes.backplan import (
     TO,
     WEIGHT_STRIPS,
 )
-from kernels.lanes.forward import part
 from kernels.lanes.network import AVERAGE, CONV
 from kernels.lanes.plan import (
     BELOW_PITCH,
@@ -55,6 +54,7 @@ from kernels.lanes.plan import (
 )
 from kernels.lanes.tiles import gathered, outer
 from kernels.lanes.vectors import ONE, ZERO, inlined, lanes_of
+from kernels.learning import part
 from kernels.mlp.tiles import compiled
 
 

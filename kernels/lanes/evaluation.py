@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kernels.lanes.forward import forward, part
+from kernels.lanes.forward import forward
 from kernels.lanes.network import Network
-from kernels.lanes.plan import BELOW, COUNT, HERE, PITCH, Image, aligned, images_of, plan_of
+from kernels.lanes.plan import BELOW, COUNT, HERE, PITCH, Image, images_of, plan_of
 from kernels.lanes.registers import differing, first_largest, ones, subtract, total
 from kernels.lanes.tiles import COLUMNS
 from kernels.lanes.vectors import lanes_of
+from kernels.learning import aligned, part
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import OPTIONS, compiled, lanes
-from kernels.programs import Program
+from kernels.programs import Program, sources
 
 ALL = np.uint64(2**64 - 1)
 # Groups that go through a model before it is the next one's turn: at most so many times the columns of a tile, and so
@@ -69,8 +69,8 @@ def _errors(word: Any, first: int, count: int, bits: np.ndarray) -> None:
         bits[at + byte] |= np.uint8((word >> np.uint64(56 - 8 * byte)) & np.uint64(255))
 
 
-def _evaluate(sources: str) -> Any:
-    """The compiled program. `sources` is part of what its cache is found by: numba looks at this file only."""
+def _evaluate(digest: str) -> Any:
+    """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def evaluate(
         stages: np.ndarray, strips: np.ndarray, taps: np.ndarray, weights: np.ndarray, inputs: np.ndarray, pitch: int,
@@ -79,7 +79,7 @@ def _evaluate(sources: str) -> Any:
         out: np.ndarray,
     ) -> None:  # fmt: skip
         """Sums of losses, right answers and bits of all models; or, where `out` has room for them, their logits."""
-        sources  # noqa: B018  # makes it a part of the function
+        digest  # noqa: B018  # makes it a part of the function
         models, lane = len(weights), lanes_of(scratch)
         last = stages[len(stages) - 1]
         classes = last[COUNT] // lane
@@ -120,9 +120,7 @@ def _evaluate(sources: str) -> Any:
     return evaluate
 
 
-FOLDER = Path(__file__).parent
-SOURCES = [*FOLDER.glob("*.py"), *FOLDER.parent.glob("mlp/*.py"), FOLDER.parent / "random.py"]
-EVALUATE = Program(_evaluate, SOURCES, OPTIONS)
+EVALUATE = Program(_evaluate, sources("lanes/*.py", "mlp/*.py", "learning.py", "random.py"), OPTIONS)
 
 
 def evaluate(

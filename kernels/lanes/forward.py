@@ -37,14 +37,9 @@ from kernels.lanes.plan import (
 from kernels.lanes.registers import peak, peak_and_place, total
 from kernels.lanes.tiles import gathered
 from kernels.lanes.vectors import ONE, inlined, lanes_of
+from kernels.learning import part
 from kernels.mlp.pointwise import RELU, activate
 from kernels.mlp.tiles import compiled
-
-
-@compiled
-def part(flat: np.ndarray, start: int, count: int) -> np.ndarray:
-    """A view. In it loops count from zero, which LLVM must know to make vector code: numba allows negative indices."""
-    return flat[start : start + count]
 
 
 @compiled

@@ -9,11 +9,9 @@ import numpy as np
 
 from kernels.lanes.registers import first_largest, scale, subtract, total
 from kernels.lanes.vectors import lanes_of
+from kernels.learning import CROSS_ENTROPY
 from kernels.mlp.pointwise import exp
 from kernels.mlp.tiles import compiled
-
-CROSS_ENTROPY, SQUARED = range(2)
-LOSSES = {"cross_entropy": CROSS_ENTROPY, "mse": SQUARED}
 
 
 @compiled

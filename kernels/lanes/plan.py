@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kernels.lanes.network import CONV, LINEAR, Network, Stage
+from kernels.learning import aligned
 from kernels.mlp.pointwise import KINDS
 from kernels.mlp.tiles import lanes
 
@@ -71,13 +72,6 @@ def images_of(network: Network, lane: int) -> list[Image]:
         if stage.kind != CONV:
             images[number] = Image(network.stages[number - 1].outputs, 0, lane)
     return [*images, Image(network.stages[-1].outputs, 0, lane)]
-
-
-def aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
-    """A flat array that begins at a cache line, so that no load of a register touches two."""
-    room = np.full(size + 64, fill, dtype)
-    skipped = -room.ctypes.data % 64 // room.itemsize
-    return room[skipped : skipped + size]
 
 
 @dataclass(frozen=True)

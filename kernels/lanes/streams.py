@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.lanes.forward import part
 from kernels.lanes.plan import CHANNELS, COLUMNS, HERE, OUT_CHANNEL, OUT_FIRST, OUT_ROW, ROWS, SLOPE
 from kernels.lanes.vectors import lanes_of
+from kernels.learning import part
 from kernels.mlp.pointwise import philox
 from kernels.mlp.tiles import compiled
 

@@ -9,18 +9,16 @@ is infinite unless it is in that sample, and their gradients are zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kernels.lanes.backplan import Backplan, backplan_of
 from kernels.lanes.backward import backward
-from kernels.lanes.forward import forward, part
-from kernels.lanes.losses import LOSSES, gradient_of
+from kernels.lanes.forward import forward
+from kernels.lanes.losses import gradient_of
 from kernels.lanes.network import Network
 from kernels.lanes.plan import (
     BELOW,
@@ -30,22 +28,21 @@ from kernels.lanes.plan import (
     PITCH,
     STREAM,
     Plan,
-    aligned,
     plan_of,
 )
 from kernels.lanes.registers import lane_sums
 from kernels.lanes.streams import drop, gather
 from kernels.lanes.vectors import lanes_of
+from kernels.learning import KEPT, MOMENTUM, SGD, Learner, adamw, aligned, part, sgd
 from kernels.mlp.pointwise import shuffle
 from kernels.mlp.tiles import OPTIONS, lanes
-from kernels.mlp.training import ADAMW, KEPT, MOMENTUM, OPTIMIZERS, SGD, _adamw, _sgd
-from kernels.programs import Program
+from kernels.programs import Program, sources
 
 CACHE = 1 << 19  # bytes of buffers that a chunk of a batch may fill, unless one group has more
 
 
-def _train(sources: str) -> Any:
-    """The compiled program. `sources` is part of what its cache is found by: numba looks at this file only."""
+def _train(digest: str) -> Any:
+    """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def train(
         stages: np.ndarray, strips: np.ndarray, taps: np.ndarray, backs: np.ndarray, back_strips: np.ndarray,
@@ -66,7 +63,7 @@ def _train(sources: str) -> Any:
         Returns:
             the first step with a loss that is not finite, before its update; -1 for none.
         """
-        sources  # noqa: B018  # makes it a part of the function
+        digest  # noqa: B018  # makes it a part of the function
         lane, depth = lanes_of(scratch), len(stages)
         last = stages[depth - 1]
         classes = last[COUNT] // lane
@@ -117,20 +114,18 @@ def _train(sources: str) -> Any:
                     )  # fmt: skip
             lane_sums(len(weights), sums, 0, change, 0)
             if optimizer == SGD:
-                _sgd(weights, first, change, rates[step - start], hyper)
+                sgd(weights, first, change, rates[step - start], hyper)
             else:
                 for k in range(2):
                     beta = np.float64(hyper[MOMENTUM + k])
                     ones[k] = ones[k] * beta + (1.0 - beta)
-                _adamw(weights, first, second, change, rates[step - start], hyper, ones)
+                adamw(weights, first, second, change, rates[step - start], hyper, ones)
         return -1
 
     return train
 
 
-FOLDER = Path(__file__).parent
-SOURCES = [*FOLDER.glob("*.py"), *FOLDER.parent.glob("mlp/*.py"), FOLDER.parent / "random.py"]
-TRAIN = Program(_train, SOURCES, OPTIONS)
+TRAIN = Program(_train, sources("lanes/*.py", "mlp/*.py", "learning.py", "random.py"), OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -186,8 +181,10 @@ class Model:
         key: its random streams.
         inputs: (samples, *input_shape), of the workspace's type. labels: (samples,) int64 below the outputs.
         samples: how many of them it uses, the first ones; at least a batch. An epoch is one pass over them in whole
-            batches. site: random stream of their order.
-        loss: "cross_entropy", or "mse", the mean over samples and classes of (logit - one_hot)^2.
+            batches. site: random stream of their order. loss: a name in `kernels.losses.LOSSES`.
+
+    Raises:
+        ValueError: what does not fit.
     """
 
     def __init__(
@@ -204,37 +201,20 @@ class Model:
         loss: str = "cross_entropy",
     ) -> None:
         network = workspace.network
-        if inputs.shape[1:] != network.input_shape or inputs.dtype != workspace.dtype:
-            raise ValueError(
-                f"inputs must be (samples, *{network.input_shape}) {workspace.dtype}, got {inputs.shape} {inputs.dtype}"
-            )
-        if len(labels) != len(inputs) or not (0 <= labels.min(initial=0) and labels.max(initial=0) < network.outputs):
-            raise ValueError(f"labels must be {len(inputs)} classes below {network.outputs}")
-        if not workspace.batch_size <= samples <= len(inputs):
-            raise ValueError(f"{samples} samples of {len(inputs)} do not fill batches of {workspace.batch_size}")
         if weights.shape != (network.size,):
             raise ValueError(f"weights must be ({network.size},), got {weights.shape}")
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        self.order, self.spare, self.site = np.empty(samples, np.int64), np.empty(samples, np.int64), site
-        self.workspace, self.optimizer, self.key = workspace, OPTIMIZERS[optimizer], np.uint64(key)
-        self.inputs = np.ascontiguousarray(inputs).reshape(-1)
-        self.labels, self.loss = np.ascontiguousarray(labels, np.int64), LOSSES[loss]
-        self.flat = aligned(network.size, workspace.dtype)
-        self.flat[:] = weights
-        self.first = aligned(network.size, workspace.dtype)
-        self.second = aligned(network.size if self.optimizer == ADAMW else 0, workspace.dtype)
-        self.ones = np.zeros(2)
-        dropout = hyperparameters["dropout"]
-        names = ("momentum", "beta2", "epsilon", "weight_decay")
-        numbers = np.array([*(hyperparameters[name] for name in names), 1 - dropout], workspace.dtype)
-        numbers[KEPT] = 1 / numbers[KEPT]
-        self.hyper, self.threshold = numbers, math.ceil(dropout * 2**32)
+        flat = aligned(network.size, workspace.dtype)
+        flat[:] = weights
+        self.workspace = workspace
+        self.learner = Learner.of(
+            flat, optimizer, hyperparameters, key, inputs, labels, samples, site, loss,
+            input_shape=network.input_shape, outputs=network.outputs, batch_size=workspace.batch_size,
+        )  # fmt: skip
 
     @property
     def weights(self) -> np.ndarray:
         """(size,) flat, a copy."""
-        return self.flat.copy()
+        return self.learner.weights.copy()
 
     def train(self, start: int, stop: int, rates: np.ndarray) -> int:
         """Optimiser steps start..stop, counted from the beginning of the training.
@@ -245,15 +225,13 @@ class Model:
         Returns:
             the first step whose loss was not finite; the model stopped there. -1 if all were.
         """
-        if not 0 <= start < stop or len(rates) != stop - start:
-            raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
-        space = self.workspace
+        space, own = self.workspace, self.learner
         return int(
             TRAIN(
                 space.plan.stages, space.plan.strips, space.plan.taps, space.back.stages, space.back.strips,
-                space.back.taps, space.image, space.plan.groups, self.loss, self.optimizer, self.flat, self.first,
-                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
-                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key, space.x,
-                space.scratch, space.constants, space.sums, space.change, space.rooms, space.picked,
+                space.back.taps, space.image, space.plan.groups, own.loss, own.optimizer, own.weights, own.first,
+                own.second, own.ones, own.inputs.reshape(-1), own.labels, own.order, own.spare, own.site,
+                space.batch_size, start, stop, own.rates(start, stop, rates), own.hyper, own.threshold, own.key,
+                space.x, space.scratch, space.constants, space.sums, space.change, space.rooms, space.picked,
             )
         )  # fmt: skip

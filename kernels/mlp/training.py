@@ -14,32 +14,20 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kernels.learning import ADAMW, KEPT, MOMENTUM, MSE, SGD, Learner, adamw, aligned, part, sgd
 from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS, activate, drop, exp, shuffle
 from kernels.mlp.tiles import OPTIONS, ROWS, column_sums, compiled, matmul, padded
-from kernels.programs import Program
+from kernels.programs import Program, sources
 
-SGD, ADAMW = range(2)
-OPTIMIZERS = {"sgd": SGD, "adamw": ADAMW}
-CROSS_ENTROPY, MSE = range(2)
-LOSSES = {"cross_entropy": CROSS_ENTROPY, "mse": MSE}
 # Columns of the table of layers.
 INPUTS, OUTPUTS, IN, OUT, WEIGHT, BIAS, BELOW, HERE, SLOPE, STREAM = range(10)
-# Entries of the hyperparameters' array.
-MOMENTUM, BETA2, EPSILON, DECAY, KEPT = range(5)
 # Places in the scratch array.
 GRADIENT, BELOW_GRADIENT, CHANGE, TRANSPOSED, SCRATCH = range(5)
-
-
-@compiled
-def _part(flat: np.ndarray, start: int, count: int) -> np.ndarray:
-    """A view. In it loops count from zero, which LLVM must know to make vector code: numba allows negative indices."""
-    return flat[start : start + count]
 
 
 @compiled
@@ -58,7 +46,7 @@ def _forward(
         )  # fmt: skip
         if number == last:
             break
-        h, slope = _part(scratch, here, batch * width), _part(scratch, layer[SLOPE], batch * width)
+        h, slope = part(scratch, here, batch * width), part(scratch, layer[SLOPE], batch * width)
         activate(activation, h, slope)
         if threshold > 0 and layer[STREAM] >= 0:
             h2, slope2 = h.reshape(batch, width), slope.reshape(batch, width)
@@ -114,34 +102,6 @@ def _squared_error(logits: np.ndarray, classes: int, labels: np.ndarray, out: np
 
 
 @compiled
-def _sgd(weights: np.ndarray, momentum: np.ndarray, change: np.ndarray, rate: Any, hyper: np.ndarray) -> None:
-    """`kernels.optimizers.sgd` with gradients `change`; all (count,)."""
-    keep, decay = hyper[MOMENTUM], hyper[DECAY]
-    for i in range(len(weights)):
-        velocity = keep * momentum[i] + (change[i] + decay * weights[i])
-        momentum[i] = velocity
-        weights[i] -= rate * velocity
-
-
-@compiled
-def _adamw(
-    weights: np.ndarray, first: np.ndarray, second: np.ndarray, change: np.ndarray, rate: Any, hyper: np.ndarray,
-    ones: np.ndarray,
-) -> None:  # fmt: skip
-    """`kernels.optimizers.adamw` with gradients `change`, all (count,); `ones` are the two averages of ones."""
-    number = weights.dtype.type
-    one = number(1)
-    beta1, beta2, epsilon = hyper[MOMENTUM], hyper[BETA2], hyper[EPSILON]
-    shrink, size, root = one - rate * hyper[DECAY], rate / number(ones[0]), number(math.sqrt(number(ones[1])))
-    for i in range(len(weights)):
-        g, m = change[i], first[i]
-        m += (one - beta1) * (g - m)
-        v = beta2 * second[i] + (one - beta2) * (g * g)
-        first[i], second[i] = m, v
-        weights[i] = shrink * weights[i] - m * size / (number(math.sqrt(v)) / root + epsilon)
-
-
-@compiled
 def _transpose(matrix: np.ndarray, columns: int, out: np.ndarray) -> None:
     """out[c, r] = matrix[r, c] for the first columns; both as wide as their padding."""
     for top in range(0, len(matrix), ROWS):  # in blocks, so that every line of the cache is used while it is there
@@ -162,15 +122,15 @@ def _backward(
         layer = layers[number]
         into, width = layer[IN], layer[OUT]
         if number > 0:
-            matrix = _part(weights, layer[WEIGHT], into * width).reshape(into, width)
-            turned = _part(scratch, places[TRANSPOSED], width * into).reshape(width, into)
+            matrix = part(weights, layer[WEIGHT], into * width).reshape(into, width)
+            turned = part(scratch, places[TRANSPOSED], width * into).reshape(width, into)
             _transpose(matrix, layer[OUTPUTS], turned)
             matmul(
                 scratch, gradient, width, 1, scratch, places[TRANSPOSED], into, zeros, 0, scratch, below, into, batch,
                 layer[OUTPUTS], into,
             )  # fmt: skip
-            slope = _part(scratch, layers[number - 1, SLOPE], batch * into)
-            passed = _part(scratch, below, batch * into)
+            slope = part(scratch, layers[number - 1, SLOPE], batch * into)
+            passed = part(scratch, below, batch * into)
             for i in range(len(passed)):
                 passed[i] *= slope[i]
         matmul(
@@ -180,17 +140,17 @@ def _backward(
         # the bias lies behind the weights, here and there
         column_sums(unit, scratch, gradient, width, zeros, scratch, change + into * width, batch, width)
         count = into * width + width
-        part, moved = _part(weights, layer[WEIGHT], count), _part(scratch, change, count)
-        one = _part(first, layer[WEIGHT], count)
+        mine, moved = part(weights, layer[WEIGHT], count), part(scratch, change, count)
+        one = part(first, layer[WEIGHT], count)
         if optimizer == SGD:
-            _sgd(part, one, moved, rate, hyper)
+            sgd(mine, one, moved, rate, hyper)
         else:
-            _adamw(part, one, _part(second, layer[WEIGHT], count), moved, rate, hyper, ones)
+            adamw(mine, one, part(second, layer[WEIGHT], count), moved, rate, hyper, ones)
         gradient, below = below, gradient
 
 
-def _train(sources: str) -> Any:
-    """The compiled program. `sources` is part of what its cache is found by: numba looks at this file only."""
+def _train(digest: str) -> Any:
+    """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def train(
         layers: np.ndarray, activation: int, loss: int, optimizer: int, weights: np.ndarray, first: np.ndarray,
@@ -209,7 +169,7 @@ def _train(sources: str) -> Any:
         Returns:
             the first step with a loss that is not finite, before its update; -1 for none.
         """
-        sources  # noqa: B018  # makes it a part of the function
+        digest  # noqa: B018  # makes it a part of the function
         features, across, x = layers[0, INPUTS], layers[0, IN], layers[0, BELOW]
         last = layers[len(layers) - 1]
         updates = len(order) // batch
@@ -220,12 +180,12 @@ def _train(sources: str) -> Any:
             for row in range(batch):
                 sample = order[begin + row] & np.int64(2**31 - 1)
                 picked[row] = labels[sample]
-                here = _part(scratch, x + row * across, features)
+                here = part(scratch, x + row * across, features)
                 for d in range(features):
                     here[d] = inputs[sample, d]
             _forward(layers, activation, weights, batch, scratch, key, step, threshold, hyper[KEPT])
-            logits = _part(scratch, last[HERE], batch * last[OUT]).reshape(batch, last[OUT])
-            gradient = _part(scratch, places[GRADIENT], batch * last[OUT]).reshape(batch, last[OUT])
+            logits = part(scratch, last[HERE], batch * last[OUT]).reshape(batch, last[OUT])
+            gradient = part(scratch, places[GRADIENT], batch * last[OUT]).reshape(batch, last[OUT])
             if loss == MSE:
                 finite = _squared_error(logits, last[OUTPUTS], picked, gradient)
             else:
@@ -245,15 +205,7 @@ def _train(sources: str) -> Any:
     return train
 
 
-FOLDER = Path(__file__).parent
-TRAIN = Program(_train, [*FOLDER.glob("*.py"), FOLDER.parent / "random.py"], OPTIONS)
-
-
-def _aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
-    """A flat array that begins at a cache line, so that no load of a register touches two."""
-    room = np.full(size + 64, fill, dtype)
-    skipped = -room.ctypes.data % 64 // room.itemsize
-    return room[skipped : skipped + size]
+TRAIN = Program(_train, sources("mlp/*.py", "learning.py", "random.py"), OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -290,14 +242,14 @@ class Workspace:
             weight, below, place = weight + (into + 1) * out, place, slope + rows * out
         widest, matrix = max(widths), max((a + 1) * b for a, b in itertools.pairwise(widths))
         ends = np.cumsum([place, rows * widest, rows * widest, matrix, matrix])
-        scratch = _aligned(int(ends[-1]), dtype, fill)
+        scratch = aligned(int(ends[-1]), dtype, fill)
         unit, picked = np.ones(1, dtype), np.empty(batch_size, np.int64)
-        layers, places, zeros = np.array(table, np.int64), ends.astype(np.int64), _aligned(widest, dtype)
+        layers, places, zeros = np.array(table, np.int64), ends.astype(np.int64), aligned(widest, dtype)
         return cls(network, batch_size, np.dtype(dtype), layers, weight, scratch, places, zeros, unit, picked)
 
     def pad(self, weights: np.ndarray, fill: float = 0.0) -> np.ndarray:
         """Flat weights of a model, (outputs, inputs) a matrix as torch has them, in the order of the compiled code."""
-        out = _aligned(self.size, self.dtype, fill)
+        out = aligned(self.size, self.dtype, fill)
         for matrix, bias, flat in self._parts(out):
             matrix[...] = weights[flat : flat + matrix.size].reshape(matrix.shape[::-1]).T
             bias[...] = weights[flat + matrix.size : flat + matrix.size + bias.size]
@@ -332,6 +284,9 @@ class Model:
         inputs: (samples, features), contiguous, of the workspace's type. labels: (samples,) int64 below the outputs.
         samples: how many of them it uses, the first ones; at least a batch. An epoch is one pass over them in whole
             batches. site: random stream of their order. loss: a name in `kernels.losses.LOSSES`.
+
+    Raises:
+        ValueError: what does not fit.
     """
 
     def __init__(
@@ -347,34 +302,16 @@ class Model:
         site: int,
         loss: str = "cross_entropy",
     ) -> None:
-        if inputs.shape[1:] != workspace.network.widths[:1] or inputs.dtype != workspace.dtype:
-            raise ValueError(f"inputs {inputs.shape} {inputs.dtype} do not fit {workspace.network} {workspace.dtype}")
-        if len(labels) != len(inputs) or not (
-            0 <= labels.min(initial=0) and labels.max(initial=0) < workspace.network.widths[-1]
-        ):
-            raise ValueError(f"labels must be {len(inputs)} classes below {workspace.network.widths[-1]}")
-        if not workspace.batch_size <= samples <= len(inputs):
-            raise ValueError(f"{samples} samples of {len(inputs)} do not fill batches of {workspace.batch_size}")
-        self.order, self.spare, self.site = np.empty(samples, np.int64), np.empty(samples, np.int64), site
-        self.workspace, self.optimizer, self.loss = workspace, OPTIMIZERS[optimizer], LOSSES[loss]
-        self.key = np.uint64(key)
-        self.inputs, self.labels = np.ascontiguousarray(inputs), np.ascontiguousarray(labels, np.int64)
-        self.padded = workspace.pad(weights)
-        self.first = _aligned(workspace.size, workspace.dtype)
-        self.second = _aligned(workspace.size if self.optimizer == ADAMW else 0, workspace.dtype)
-        self.ones = np.zeros(2)
-        dropout = hyperparameters["dropout"]
-        names = ("momentum", "beta2", "epsilon", "weight_decay")
-        numbers = np.array([*(hyperparameters[name] for name in names), 1 - dropout], workspace.dtype)
-        if not np.isfinite(numbers).all() or not 0 <= dropout < 1:
-            raise ValueError(f"hyperparameters must be finite and dropout in [0, 1), got {dict(hyperparameters)}")
-        numbers[KEPT] = 1 / numbers[KEPT]
-        self.hyper, self.threshold = numbers, math.ceil(dropout * 2**32)
+        self.workspace, widths = workspace, workspace.network.widths
+        self.learner = Learner.of(
+            workspace.pad(weights), optimizer, hyperparameters, key, inputs, labels, samples, site, loss,
+            input_shape=widths[:1], outputs=widths[-1], batch_size=workspace.batch_size,
+        )  # fmt: skip
 
     @property
     def weights(self) -> np.ndarray:
         """(size,) flat, a copy."""
-        return self.workspace.unpad(self.padded)
+        return self.workspace.unpad(self.learner.weights)
 
     def train(self, start: int, stop: int, rates: np.ndarray) -> int:
         """Optimiser steps start..stop, counted from the beginning of the training.
@@ -385,16 +322,12 @@ class Model:
         Returns:
             the first step whose loss was not finite; the model stopped there. -1 if all were.
         """
-        if not 0 <= start < stop or len(rates) != stop - start:
-            raise ValueError(f"steps {start} to {stop} need as many learning rates, got {len(rates)}")
-        if not np.isfinite(rates).all():
-            raise ValueError(f"learning rates must be finite, got {rates[~np.isfinite(rates)][0]}")
-        space = self.workspace
+        space, own = self.workspace, self.learner
         return int(
             TRAIN(
-                space.layers, KINDS[space.network.activation], self.loss, self.optimizer, self.padded, self.first,
-                self.second, self.ones, self.inputs, self.labels, self.order, self.spare, self.site, space.batch_size,
-                start, stop, np.ascontiguousarray(rates, space.dtype), self.hyper, self.threshold, self.key,
-                space.zeros, space.unit, space.scratch, space.places, space.picked,
+                space.layers, KINDS[space.network.activation], own.loss, own.optimizer, own.weights, own.first,
+                own.second, own.ones, own.inputs, own.labels, own.order, own.spare, own.site, space.batch_size, start,
+                stop, own.rates(start, stop, rates), own.hyper, own.threshold, own.key, space.zeros, space.unit,
+                space.scratch, space.places, space.picked,
             )
         )  # fmt: skip
