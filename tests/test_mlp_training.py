@@ -88,6 +88,18 @@ def test_agrees_with_the_reference(depth: int, width: int, activation: str) -> N
         assert np.abs(reference[:, 2] - reference[:, 0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_one_sample_and_classes_that_never_occur(family: str) -> None:
+    spec = ZooSpec("few", family, hyperparameters={"batch_size": 1}, axes={"loss_function": ("cross_entropy", "mse")})
+    data = dataclasses.replace(DIGITS, train_y=np.full_like(DIGITS.train_y, 3))
+    for run in runs_of(spec):
+        for samples in (1, 5):
+            few = [dataclasses.replace(run, samples=samples, epochs=3, checkpoints=(0, 3))]
+            reference, compiled = (numbers(few, impl, data=data) for impl in ("reference", "compiled"))
+            assert relative(compiled, reference) < 1e-11
+            assert not np.array_equal(compiled[:, 0], compiled[:, 1])
+
+
 @pytest.mark.parametrize("activation", NAMES)
 def test_float32_is_as_near_to_the_truth_as_the_reference(activation: str) -> None:
     """Our activations are good to some 3e-7, those of torch to 1e-7; ReLU has none, but kinks that either may cross."""
