@@ -34,6 +34,7 @@ LAYOUT = Layout(NAMES, ((32, 64), (32,), (32, 32), (32,), (10, 32), (10,)))
 LAYER = "2.weight"
 COLUMNS = slice(2080, 3104)
 PICKS = 64
+BATCHES = 8  # of so many models a turn, as somebody who trains on weights reads them
 PT_MODELS = 1000
 
 
@@ -145,15 +146,15 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
         zoo = catalog.open(path)
         array = zarr.open_array(path / "weights" / "mlp", mode="r")
         table = zoo.scan().filter(pl.col("epoch") == last).collect()
-        every, sample = list(range(some)), random.choice(models, (1 + repeats, PICKS), replace=True)
-        chosen = [np.unique(picks).tolist() for picks in sample]  # other models each turn
+        every, sample = list(range(some)), random.choice(models, (1 + repeats) * BATCHES * PICKS).reshape(-1, PICKS)
+        chosen = [np.unique(picks).tolist() for picks in sample]  # other models each time
         tables = [table[picks] for picks in chosen]
         small = [(picks % some).tolist() for picks in sample]
         turns = {name: 0 for name in ("pt", "zarr", "zoo")}
 
         def turn(name: str) -> int:
             turns[name] += 1
-            return turns[name] % (1 + repeats)
+            return turns[name] % len(chosen)
 
         assert np.array_equal(zoo.read(table[chosen[0]]), weights[chosen[0], last])
         assert np.array_equal(array.oindex[chosen[0], last], weights[chosen[0], last])
@@ -163,7 +164,13 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
             "zarr": (lambda: array.oindex[chosen[turn("zarr")], last], PICKS),
             "zoo": (lambda: zoo.read(tables[turn("zoo")]), PICKS),
         }
-        compare({"operation": "random models", "picks": PICKS, **setting}, picked, PICKS * per_row, 4 * repeats)
+
+        def batches(read: Callable[[], object]) -> Callable[[], object]:
+            return lambda: [read() for _ in range(BATCHES)]
+
+        many = {name: (batches(read), BATCHES * rows) for name, (read, rows) in picked.items()}
+        together = {"picks": PICKS, "batches": BATCHES}
+        compare({"operation": "random models", **together, **setting}, many, BATCHES * PICKS * per_row, 2 * repeats)
         cold = {"pt": lambda: drop_cache(files), "zarr": lambda: drop_cache(path), "zoo": lambda: drop_cache(path)}
         for side in picked:
             turns[side] = 0
