@@ -2,6 +2,7 @@
 
 Mixed groups (batch sizes 8 to 128, other learning rates, decays, label noise, dropout, schedules and amounts of data)
 take ten steps in float64, and so does each network alone: an nn.Module, torch.optim, whole batches, a plain loop.
+Then, in float32, ten and fifty steps of compiled code and of the reference, both against the reference in float64.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import record
 from catalog.errors import InvalidSpecError
+from kernels.losses import LOSSES
 from kernels.optimizers import OPTIMIZERS, Optimizer
 from kernels.population import Dropout
 from kernels.random import permutation, words
 from zoo.batches import SITE
 from zoo.datasets import Dataset
+from zoo.implementations import IMPLEMENTATIONS
 from zoo.initialization import initial_weights
 from zoo.plan import Run, make_plan
 from zoo.schedules import SCHEDULES
@@ -66,6 +68,7 @@ def case(name: str, family: str, cells: int, **numbers: object) -> ZooSpec:
         "weight_decay": Range(1e-5, 1e-1, log=True),
         "data_fraction": (0.5, 1.0),
         "optimizer": ("sgd", "adamw"),
+        "loss_function": tuple(LOSSES),
         "schedule": tuple(SCHEDULES),
         "momentum": (0.0, 0.9),
     }
@@ -151,7 +154,7 @@ def one_by_one(run: Run, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
             factor = float(SCHEDULES[value["schedule"]](np.array(step), total, period, decay))
             optimizer.param_groups[0]["lr"] = value["learning_rate"] * factor
             optimizer.zero_grad()
-            F.cross_entropy(module(inputs[batch]), labels[batch]).backward()
+            LOSSES[value["loss_function"]](module(inputs[batch]), labels[batch]).mean().backward()
             if gradient is None:
                 gradient = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
             optimizer.step()
@@ -162,11 +165,35 @@ def one_by_one(run: Run, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     return gradient, torch.stack(kept)
 
 
-def _ten_steps(run: Run) -> Run:
-    """The run, shortened to two epochs of five steps; some data is left over in each."""
+def single_precision(spec: ZooSpec) -> list[dict[str, Any]]:
+    """Relative differences of float32 weights from those of the reference in float64, for both implementations."""
+    plan = make_plan(spec)
+    runs = [_ten_steps(run, epochs=10) for variant in plan.runs.values() for run in variant]
+
+    def trained(impl: str, dtype: torch.dtype) -> torch.Tensor:
+        parts = [train(group, plan.data, dtype=dtype, impl=impl).weights for group in groups(runs)]
+        return torch.cat(parts)[:, 2:].double()
+
+    with one_thread():
+        truth = trained("reference", torch.float64)
+        sides = {impl: (trained(impl, torch.float32) - truth).abs().amax(2) for impl in IMPLEMENTATIONS}
+    scale = truth.abs().amax(2)
+    return [
+        {"case": spec.name, "steps": steps}
+        | {
+            impl: {"median": float(ratio.median()), "largest": float(ratio.max())}
+            for impl, difference in sides.items()
+            for ratio in (difference[:, at] / scale[:, at],)
+        }
+        for at, steps in enumerate((STEPS, 5 * STEPS))
+    ]
+
+
+def _ten_steps(run: Run, epochs: int = 2) -> Run:
+    """The run, shortened to epochs of five steps; some data is left over in each."""
     batch = run.values["batch_size"]
     samples = 5 * batch + (3 if run.values["data_fraction"] == 1.0 else batch // 2)
-    return dataclasses.replace(run, samples=samples, epochs=2, checkpoints=(0, 1, 2))
+    return dataclasses.replace(run, samples=samples, epochs=epochs, checkpoints=(0, 1, *sorted({2, epochs})))
 
 
 def _first_gradients(group: Sequence[Run], data: Dataset, device: str) -> torch.Tensor:
@@ -187,12 +214,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("--device", default="cpu")
     device = parser.parse_args(argv).device
-    found = []
+    found, single = [], []
     for name, spec in CASES.items():
         found.append(compare(spec, device))
         if device == "cpu":
             try:
                 found.append(dataclasses.replace(compare(spec, device, "compiled"), case=f"{name}, compiled"))
+                single += single_precision(spec)
             except InvalidSpecError as error:  # no compiled code for some run of it
                 print(f"{name}: {error}")
     for result in found:
@@ -201,8 +229,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f" ({result.gradient_relative:.1e} relative)   weights in {STEPS} steps {result.weights:.1e}"
             f" ({result.weights_relative:.1e} relative; they moved by {result.shift:.0%})"
         )
+    for row in single:
+        medians = ", ".join(
+            f"{impl} {row[impl]['median']:.1e} (most {row[impl]['largest']:.1e})" for impl in IMPLEMENTATIONS
+        )
+        print(f"{row['case']}, float32, {row['steps']} steps: {medians}")
     accelerator = {"accelerator": torch.cuda.get_device_name()} if device.startswith("cuda") else {}
-    record("agreement", {"results": [dataclasses.asdict(result) for result in found], **accelerator})
+    results = [dataclasses.asdict(result) for result in found]
+    record("agreement", {"results": results, "float32": single, **accelerator})
 
 
 if __name__ == "__main__":
