@@ -32,7 +32,7 @@ class Backplan:
 
     Args:
         stages: (stages, 18), strips: (strips, 5), taps: flat pairs, int64. size: numbers of scratch, the plan's too.
-        zeros: where registers of zeros lie that nothing but borders and convolutions touch: (place, image) pairs.
+        spread: (place, image) of each spread gradient, whose borders hold zeros from the start.
     """
 
     stages: np.ndarray
