@@ -43,7 +43,6 @@ BENCHMARKS = {
     "agreement": Benchmark("population training against one network at a time, float64", 1),
     "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 8, always=False),
     "ray": Benchmark("a build against Ray Tune with a trial a model", 8, needs="ray", always=False, module="ray_tune"),
-    "spine": Benchmark("the same, smaller, on one core", 3, always=False),
 }
 
 

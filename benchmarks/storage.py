@@ -23,8 +23,8 @@ import torch
 import zarr
 
 import catalog
-from benchmarks.record import record
-from benchmarks.spine import REPEATS, alternate, ratio
+from benchmarks.record import bar, record
+from benchmarks.sides import PAIRS, alternate, ratio
 from catalog.store import Zoo
 from weightspace.layout import Layout
 
@@ -36,6 +36,13 @@ COLUMNS = slice(2080, 3104)
 PICKS = 64
 BATCHES = 8  # of so many models a turn, as somebody who trains on weights reads them
 PT_MODELS = 1000
+AGAINST = {"pt": "one .pt file a checkpoint", "zarr": "zarr-python, same bytes"}
+WRITE, RANDOM, COLD = "write a zoo", "read 64 random models", "read 64 random models, cold"
+SCAN, ONE_LAYER = "read one checkpoint of all models", "read one layer of all models"
+BARS = {
+    (WRITE, "pt"): 25, (RANDOM, "pt"): 50, (RANDOM, "zarr"): 30, (COLD, "pt"): 10, (SCAN, "pt"): 50,
+    (ONE_LAYER, "pt"): 300,
+}  # fmt: skip  # a table
 
 
 def pt_path(folder: Path, model: int, checkpoint: int) -> Path:
@@ -86,6 +93,7 @@ def drop_cache(folder: Path) -> None:
 
 
 def compare(
+    operation: str,
     setting: Mapping[str, object],
     sides: Mapping[str, tuple[Callable[[], object], float]],
     megabytes: float,
@@ -113,20 +121,36 @@ def compare(
         return side
 
     alternate({name: timed(name) for name in sides}, repeats)
-    row = dict(setting)
+    per_row = megabytes / sides["zoo"][1]
+    speed = {
+        name: {
+            clock: round(per_row * sides[name][1] / statistics.median(s[name][1:]), 1) for clock, s in seconds.items()
+        }
+        for name in sides
+    }
     for name in sides:
-        if name != "zoo":
-            row[f"ratio_to_{name}"] = {
-                clock: ratio({n: s[1:] for n, s in taken.items()}, name, "zoo", sides[name][1], sides["zoo"][1])
-                for clock, taken in seconds.items()
-            }
-    middle = {clock: statistics.median(taken["zoo"][1:]) for clock, taken in seconds.items()}
-    row["milliseconds"] = {clock: round(1e3 * value, 3) for clock, value in middle.items()}
-    row["megabytes_per_second"] = {clock: round(megabytes / value) for clock, value in middle.items()}
-    record("storage", row)
+        if name == "zoo":
+            continue
+        clocks = {
+            clock: ratio({n: s[1:] for n, s in taken.items()}, name, "zoo", sides[name][1], sides["zoo"][1])
+            for clock, taken in seconds.items()
+        }
+        row = {
+            "operation": operation,
+            "setting": dict(setting),
+            "ours": f"{1e3 * statistics.median(seconds['wall']['zoo'][1:]):.4g} ms, {speed['zoo']['wall']:,.0f} MB/s",
+            "against": AGAINST[name],
+            "theirs": f"{speed[name]['wall']:,.0f} MB/s",
+            "ratio": {**clocks["wall"], "cpu": clocks["cpu"]["median"], "pairs": len(seconds["wall"][name]) - 1},
+            **bar(clocks["wall"]["median"], BARS.get((operation, name))),
+            "cpu_ratio": clocks["cpu"],
+            "megabytes_per_second": speed,
+            "sampled": f"{PT_MODELS} models at most as .pt files, scaled by rows",
+        }
+        record("storage", row)
 
 
-def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) -> None:
+def main(models: int = 10_000, checkpoints: int = 11, repeats: int = PAIRS) -> None:
     """All of it, in a temporary folder: 1.5 GB for 10,000 models of 11 checkpoints, and 0.2 GB of `.pt` files."""
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
@@ -134,14 +158,14 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
     folder = Path(tempfile.mkdtemp())
     some, last = min(models, PT_MODELS), checkpoints - 1
     files, path = folder / "pt", folder / "bench.zoo"
-    setting = {"models": models, "checkpoints": checkpoints, "size": LAYOUT.size, "pt_models": some}
+    setting = {"models": models, "checkpoints": checkpoints, "size": LAYOUT.size}
     per_row = LAYOUT.size * 4 / 1e6
     try:
         write = {
             "pt": (lambda: write_files(files, weights[:some]), some * checkpoints),
             "zoo": (lambda: write_zoo(path, weights), models * checkpoints),
         }
-        compare({"operation": "write", **setting}, write, per_row * models * checkpoints, min(repeats, 3))
+        compare(WRITE, setting, write, per_row * models * checkpoints, min(repeats, 3))
 
         zoo = catalog.open(path)
         array = zarr.open_array(path / "weights" / "mlp", mode="r")
@@ -169,12 +193,11 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
             return lambda: [read() for _ in range(BATCHES)]
 
         many = {name: (batches(read), BATCHES * rows) for name, (read, rows) in picked.items()}
-        together = {"picks": PICKS, "batches": BATCHES}
-        compare({"operation": "random models", **together, **setting}, many, BATCHES * PICKS * per_row, 2 * repeats)
+        compare(RANDOM, {"batches": BATCHES, **setting}, many, BATCHES * PICKS * per_row, 2 * repeats)
         cold = {"pt": lambda: drop_cache(files), "zarr": lambda: drop_cache(path), "zoo": lambda: drop_cache(path)}
         for side in picked:
             turns[side] = 0
-        compare({"operation": "random models, cold", "picks": PICKS, **setting}, picked, PICKS * per_row, repeats, cold)
+        compare(COLD, setting, picked, PICKS * per_row, repeats, cold)
 
         assert np.array_equal(zoo.read(table), weights[:, last])
         whole = {
@@ -182,7 +205,7 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
             "zarr": (lambda: array[:, last], models),
             "zoo": (lambda: zoo.read(table), models),
         }
-        compare({"operation": "one checkpoint of all models", **setting}, whole, per_row * models, repeats)
+        compare(SCAN, setting, whole, per_row * models, repeats)
 
         assert np.array_equal(zoo.read(table, tensors=[LAYER]), weights[:, last, COLUMNS])
         layer = {
@@ -191,7 +214,7 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = REPEATS) ->
             "zoo": (lambda: zoo.read(table, tensors=[LAYER]), models),
         }
         megabytes = (COLUMNS.stop - COLUMNS.start) * 4 / 1e6 * models
-        compare({"operation": "one layer of all models", "weights": 1024, **setting}, layer, megabytes, repeats)
+        compare(ONE_LAYER, {"weights": 1024, **setting}, layer, megabytes, repeats)
     finally:
         shutil.rmtree(folder)
 

@@ -77,13 +77,10 @@ def test_another_warm_up_replaces_the_uncounted_turn_of_its_side() -> None:
 
 
 def test_alternate_gives_wall_seconds() -> None:
-    """What other benchmarks use, under both names."""
     calls: list[str] = []
     seconds = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == [*"ab", *"ab", *"ba"]
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
-    spine = importlib.import_module("benchmarks.spine")
-    assert (spine.alternate, spine.ratio) == (alternate, ratio)
 
 
 @given(times, st.floats(0.5, 50), st.floats(0.5, 50))
