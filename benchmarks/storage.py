@@ -51,7 +51,6 @@ def pt_path(folder: Path, model: int, checkpoint: int) -> Path:
 
 def write_files(folder: Path, weights: np.ndarray) -> None:
     """A state dict a checkpoint, a folder a model, as the published zoos have them."""
-    shutil.rmtree(folder, ignore_errors=True)
     for model, lineage in enumerate(weights):
         pt_path(folder, model, 0).parent.mkdir(parents=True)
         for checkpoint, vector in enumerate(lineage):
@@ -70,7 +69,6 @@ def read_files(folder: Path, models: list[int], checkpoint: int, layer: str | No
 
 
 def write_zoo(path: Path, weights: np.ndarray) -> Zoo:
-    shutil.rmtree(path, ignore_errors=True)
     variant = catalog.make_variant("mlp", LAYOUT, *weights.shape[:2])
     zoo = catalog.create(path, name="bench", variants=[variant])
     for _, shard in zoo.record.shards:
@@ -80,6 +78,10 @@ def write_zoo(path: Path, weights: np.ndarray) -> Zoo:
         rows = pl.DataFrame({"run": run, "epoch": epoch, "status": "ok", "reason": "", "stored": True})
         catalog.write_shard(zoo, "mlp", shard, weights[inside.start : inside.stop], rows, {})
     return zoo
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def drop_cache(folder: Path) -> None:
@@ -165,7 +167,8 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = PAIRS) -> N
             "pt": (lambda: write_files(files, weights[:some]), some * checkpoints),
             "zoo": (lambda: write_zoo(path, weights), models * checkpoints),
         }
-        compare(WRITE, setting, write, per_row * models * checkpoints, min(repeats, 3))
+        fresh = {"pt": lambda: _remove(files), "zoo": lambda: _remove(path)}
+        compare(WRITE, setting, write, per_row * models * checkpoints, repeats, fresh)
 
         zoo = catalog.open(path)
         array = zarr.open_array(path / "weights" / "mlp", mode="r")
