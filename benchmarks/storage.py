@@ -192,8 +192,12 @@ def main(models: int = 10_000, checkpoints: int = 11, repeats: int = PAIRS) -> N
             "zoo": (lambda: zoo.read(tables[turn("zoo")]), PICKS),
         }
 
-        def batches(read: Callable[[], object]) -> Callable[[], object]:
-            return lambda: [read() for _ in range(BATCHES)]
+        def batches(read: Callable[[], object]) -> Callable[[], None]:
+            def turn() -> None:
+                for _ in range(BATCHES):  # each batch is gone before the next comes, as in a loop over them
+                    read()
+
+            return turn
 
         many = {name: (batches(read), BATCHES * rows) for name, (read, rows) in picked.items()}
         compare(RANDOM, {"batches": BATCHES, **setting}, many, BATCHES * PICKS * per_row, 2 * repeats)
