@@ -26,6 +26,7 @@ import zoo.local
 from catalog.errors import BuildError, InvalidSpecError, SpecMismatchError, StorageError
 from zoo.architectures import Architecture
 from zoo.build import build, preview, resume
+from zoo.plan import make_plan
 from zoo.presets import tiny
 from zoo.progress import BuildProgress
 from zoo.spec import ZooSpec
@@ -323,6 +324,16 @@ def test_another_spec_is_refused_and_resume_needs_none(tmp_path: Path, whole: tu
         fragment.unlink()
     resume(path, workers=0)
     assert catalog.verify(path).digest == whole[1]
+
+
+def test_a_zoo_from_before_a_default_existed_is_continued(tmp_path: Path) -> None:
+    spec = dataclasses.replace(tiny(), seeds=(0,))
+    plan, content = make_plan(spec), spec.to_json()
+    del content["hyperparameters"]["loss_function"]
+    made = catalog.create(tmp_path / "z", name="tiny", variants=plan.variants.values(), spec=content, info=plan.info)
+    assert build(spec, tmp_path / "z", workers=0).record == made.record
+    with pytest.raises(SpecMismatchError, match="loss_function"):
+        build(dataclasses.replace(spec, hyperparameters={"loss_function": "mse"}), tmp_path / "z", workers=0)
 
 
 def test_preview_measures_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import catalog
-from catalog.errors import InvalidSpecError, StorageError
+from catalog.errors import InvalidSpecError, StorageError, ZooError
 from catalog.store import Zoo, open_zoo
 from zoo.local import Task, run_local
 from zoo.plan import Plan, Run, make_plan
@@ -78,10 +79,21 @@ def build(
     if workers is not None and workers < 0:
         raise InvalidSpecError(f"workers must be 0 or more, got {workers}")
     plan = make_plan(spec)
+    content = _as_stored(spec, url, storage_options)
     made = catalog.create(
-        url, name=spec.name, variants=plan.variants.values(), spec=spec.to_json(), info=plan.info, **storage_options
+        url, name=spec.name, variants=plan.variants.values(), spec=content, info=plan.info, **storage_options
     )
     return _continue(made, plan, workers, device, on_estimate, on_event, storage_options)
+
+
+def _as_stored(spec: ZooSpec, url: str | os.PathLike[str], storage_options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec as JSON; as a zoo that is there has it, if that is the same spec written before some default existed."""
+    content = spec.to_json()
+    with contextlib.suppress(ZooError):  # nothing there, or something that `create` will refuse
+        found = open_zoo(url, **storage_options).record.spec
+        if ZooSpec.from_json(found).to_json() == content:
+            return found
+    return content
 
 
 def preview(spec: ZooSpec, *, workers: int | None = None, device: str = "cpu") -> Estimate:
