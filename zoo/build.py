@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import os
 import shutil
 import time
@@ -105,7 +106,9 @@ def preview(spec: ZooSpec, *, workers: int | None = None, device: str = "cpu") -
 
 def resume(url: str | os.PathLike[str], **options: Any) -> Zoo:
     """Build what is missing of a zoo that exists, from the spec it holds; options as in `build`."""
-    return build(ZooSpec.from_json(open_zoo(url).record.spec), url, **options)
+    ours = inspect.signature(build).parameters
+    storage = {name: value for name, value in options.items() if name not in ours}
+    return build(ZooSpec.from_json(open_zoo(url, **storage).record.spec), url, **options)
 
 
 def _continue(
