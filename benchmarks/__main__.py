@@ -41,7 +41,7 @@ BENCHMARKS = {
     "packing": Benchmark("packed against raw weights, size and time", 2),
     "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 6),
     "agreement": Benchmark("population training against one network at a time, float64", 1),
-    "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 8, always=False),
+    "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 17, always=False),
     "ray": Benchmark("a build against Ray Tune with a trial a model", 8, needs="ray", always=False, module="ray_tune"),
 }
 

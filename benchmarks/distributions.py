@@ -54,7 +54,7 @@ CNN = ZooSpec(
     {"style": "model_zoo", "channels": 8},
     hyperparameters={"epochs": 15, "learning_rate": 0.02, "label_noise": 0.3},
 )
-LONG = {"mlp": Long(MLP, 1000), "cnn": Long(CNN, 300)}
+LONG = {"mlp": Long(MLP, 1000), "cnn": Long(CNN, 1000)}
 
 
 def results(spec: ZooSpec, seeds: range, impl: str) -> dict[str, np.ndarray]:
