@@ -1,14 +1,17 @@
 """Compiled programs without a cache, on a full disk, and what the first call says."""
 
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from kernels.mlp import training
 from kernels.programs import Program
+from zoo.progress import BuildProgress
 
 
 def doubling(digest: str) -> Callable[..., Any]:
@@ -27,6 +30,19 @@ def test_the_first_call_says_what_compiling_took(caplog: pytest.LogCaptureFixtur
         assert ["double: first call" in record.message for record in caplog.records] == [True]
         assert program(0.5) == 1.0  # another type compiles again
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_who_builds_a_zoo_is_told(quiet: bool) -> None:
+    program = Program(doubling, [], {})
+    said = io.StringIO()
+    console = Console(file=said)
+    with BuildProgress(console, quiet):
+        program.dispatcher = program.compile(cached=False)
+        program(3)
+    program.dispatcher = program.compile(cached=False)
+    program(3)  # nobody listens any more
+    assert said.getvalue().count("double: first call") == (not quiet)
 
 
 def test_where_nothing_can_be_cached_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from zoo.local import Task as Shard
 from zoo.plan import Plan
 from zoo.sizes import seconds, size
 
+PROGRAMS = logging.getLogger("kernels.programs")  # where compiled code says what its first call took
+
 
 class BuildProgress:
     """Turns the events of a build into a bar with models done, models a second and time left.
@@ -25,6 +28,7 @@ class BuildProgress:
         self.console, self.quiet = console, quiet
         columns = (TextColumn("{task.description}"), BarColumn(), _Models(), TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        self.compiling = _Compiling(console, quiet)
         self.committed, self.shards, self.models = 0, 0, 0
         self._work: dict[Shard, int] = {}
         self._runs: dict[Shard, int] = {}
@@ -32,9 +36,13 @@ class BuildProgress:
 
     def __enter__(self) -> BuildProgress:
         self.bar.start()
+        PROGRAMS.addHandler(self.compiling)
+        PROGRAMS.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *_: object) -> None:
+        PROGRAMS.removeHandler(self.compiling)
+        PROGRAMS.setLevel(logging.NOTSET)
         self.bar.stop()
 
     def on_estimate(self, estimate: Estimate, plan: Plan, shards: Sequence[Shard]) -> None:
@@ -57,6 +65,18 @@ class BuildProgress:
             self.models += self._runs[event.task]
         partial = sum(self._done[s] / self._work[s] * self._runs[s] for s in self._done)
         self.bar.update(self.task, advance=now - done, models=partial)
+
+
+class _Compiling(logging.Handler):
+    """Says what the first call of compiled code took: the user waited for it."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        super().__init__(logging.INFO)
+        self.console, self.quiet = console, quiet
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.quiet:
+            self.console.print(record.getMessage(), highlight=False, soft_wrap=True)
 
 
 @contextmanager
