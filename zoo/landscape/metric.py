@@ -1,0 +1,79 @@
+"""What a metric is: a function of a whole population, its version, and what else it says beside the value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+NEEDS = ("model", "partner", "history", "cell")
+Values = np.ndarray | Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric found.
+
+    Args:
+        value: (models,) float64. NaN where it could not be measured.
+        standard_error: (models,) float64, of sampling (probes, batches); 0 for what is computed without any, NaN where
+            one draw gives no error.
+        others: further columns, (models,) each: numbers, or bytes of little-endian float64 for curves.
+        reasons: (models,) why a value is missing, "" where it is not; None for none missing.
+    """
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    others: Mapping[str, Values] = field(default_factory=dict)
+    reasons: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function that measures a population, and how it is called.
+
+    Args:
+        measure: (architecture, weights, x, y, *, settings...) -> Measured. Before `x`, a metric that needs a partner
+            takes partner (models, size); one that needs a history or cell takes others (models, count, size). Weights
+            (models, size), x (samples, *input_shape), y (samples,) or (models, samples). Keyword arguments with a
+            JSON default are the settings; `loss_function`, where it is an argument, is the run's own.
+        needs: "model": nothing more; "partner": the next seed of its cell; "history": the model's last `checkpoints`
+            (itself among them); "cell": all seeds of its cell (itself first).
+        version: of the definition. Values of different versions are different columns.
+        split: the data it is measured on, "train" or "test"; None for none.
+        samples: how many of the first samples of the split, None for all.
+        labels: "own", those the run was trained on, noise included; "clean", those of the data.
+        columns: names of `Measured.others`, in order.
+        unit: of the value, for tables and pictures.
+    """
+
+    measure: Callable[..., Measured]
+    needs: str = "model"
+    version: int = 1
+    split: str | None = "train"
+    samples: int | None = None
+    labels: str = "own"
+    columns: tuple[str, ...] = ()
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.needs in NEEDS, f"needs must be one of {NEEDS}, got {self.needs!r}"
+        assert self.split in (None, "train", "test"), self.split
+        assert self.labels in ("own", "clean"), self.labels
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Defaults of everything a user may set: the split's name and size, and the function's own arguments."""
+        own = inspect.signature(self.measure).parameters.values()
+        defaults = {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY and p.name not in ("loss_function",)}
+        data = {} if self.split is None else {"split": self.split, "samples": self.samples}
+        return data | defaults
+
+    @cached_property
+    def takes_loss(self) -> bool:
+        """Whether it is told the run's loss function."""
+        return "loss_function" in inspect.signature(self.measure).parameters
