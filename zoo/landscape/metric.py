@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 NEEDS = ("model", "partner", "history", "cell")
-Values = np.ndarray | Sequence[bytes]
+Values = np.ndarray | Sequence[bytes] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Metric:
         split: the data it is measured on, "train" or "test"; None for none.
         samples: how many of the first samples of the split, None for all.
         labels: "own", those the run was trained on, noise included; "clean", those of the data.
-        columns: names of `Measured.others`, in order.
+        columns: names of `Measured.others` known beforehand; further ones, by layer say, begin with the metric's name
+            and an underscore.
         unit: of the value, for tables and pictures.
     """
 
