@@ -35,7 +35,7 @@ def exact_trace(
     impl: str | None = None,
     threads: int | None = None,
 ) -> Tensor:
-    """tr H of each model's mean loss, (models,), without sampling. Arguments as for `kernels.curvature.surface.surface`.
+    """tr H of each model's mean loss, (models,), without sampling. Arguments as for `surface`.
 
     Raises:
         UnsupportedError: there is no way that costs less than a product a parameter; see `has_exact_trace`.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 NEEDS = ("model", "partner", "history", "cell")
+GIVEN = frozenset({"loss_function", "train_x"})  # arguments that are no settings
 Values = np.ndarray | Sequence[bytes] | Sequence[str]
 
 
@@ -40,7 +41,8 @@ class Metric:
         measure: (architecture, weights, x, y, *, settings...) -> Measured. Before `x`, a metric that needs a partner
             takes partner (models, size); one that needs a history or cell takes others (models, count, size). Weights
             (models, size), x (samples, *input_shape), y (samples,) or (models, samples). Keyword arguments with a
-            JSON default are the settings; `loss_function`, where it is an argument, is the run's own.
+            JSON default are the settings. Two that are none come where they are arguments: `loss_function`, the run's
+            own, and `train_x`, inputs of the training split for statistics of BatchNorm.
         needs: "model": nothing more; "partner": the next seed of its cell; "history": the model's last `checkpoints`
             (itself among them); "cell": all seeds of its cell (itself first).
         version: of the definition. Values of different versions are different columns.
@@ -70,11 +72,11 @@ class Metric:
     def settings(self) -> dict[str, Any]:
         """Defaults of everything a user may set: the split's name and size, and the function's own arguments."""
         own = inspect.signature(self.measure).parameters.values()
-        defaults = {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY and p.name not in ("loss_function",)}
+        defaults = {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN}
         data = {} if self.split is None else {"split": self.split, "samples": self.samples}
         return data | defaults
 
     @cached_property
-    def takes_loss(self) -> bool:
-        """Whether it is told the run's loss function."""
-        return "loss_function" in inspect.signature(self.measure).parameters
+    def given(self) -> frozenset[str]:
+        """Which of `GIVEN` it takes."""
+        return GIVEN & set(inspect.signature(self.measure).parameters)
