@@ -34,6 +34,9 @@ ZooArgument = Annotated[
     str, typer.Argument(metavar="ZOO", help="A zoo: a folder, or any fsspec URL.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MetricsAt = Annotated[
+    str | None, typer.Option("--metrics-at", help="Folder or URL of measured columns, if not in the zoo.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
@@ -137,6 +140,76 @@ def query(
             status=None if status == "all" else status,
         )
         _print_rows(rows, form)
+
+
+@app.command()
+def measure(
+    zoo: ZooArgument,
+    metric: Annotated[list[str] | None, typer.Option(help="A metric, or all; again for more.")] = None,
+    where: Annotated[str | None, typer.Option(help='A condition, such as "width >= 32".')] = None,
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE or METRIC.NAME=VALUE, as in probes=200.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core when left out, 0 for none.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or a torch device such as cuda.")] = "cpu",
+    metrics_at: MetricsAt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the loss landscape of a zoo's models, and store the values as columns. The same command resumes."""
+    with _errors(as_json):
+        from zoo.landscape.measure import measure as work
+        from zoo.progress import measuring
+
+        with measuring(_console(), quiet or as_json) as (on_cost, on_rows):
+            found = work(
+                zoo,
+                metric or ["all"],
+                where=where,
+                epoch=epoch,
+                settings=_settings(settings or []),
+                workers=workers,
+                device=device,
+                metrics_at=metrics_at,
+                dry_run=dry_run,
+                on_cost=on_cost,
+                on_rows=on_rows,
+            )
+        if as_json:
+            print(json.dumps([vars(result) for result in found]))
+        elif not quiet and not dry_run:
+            for result in found:
+                without = f", {result.without} without a value" if result.without else ""
+                before = f", {result.before} were there" if result.before else ""
+                print(f"{result.metric}@{result.version}: {result.measured} measured{before}{without}")
+
+
+@app.command()
+def metrics(
+    zoo: Annotated[str | None, typer.Argument(metavar="[ZOO]", help="Show what is measured there.")] = None,
+    metrics_at: MetricsAt = None,
+    as_json: Json = False,
+) -> None:
+    """The metrics that `measure` knows, or those a zoo has, with their settings."""
+    with _errors(as_json):
+        import catalog
+
+        if zoo is None:
+            from zoo.landscape.metrics import known
+
+            rows = known()
+        else:
+            found = catalog.open(zoo, metrics_at=metrics_at).measurements().values()
+            rows = [
+                {"metric": one.name, "rows": len(one.rows), "columns": one.columns, "settings": dict(one.settings)}
+                for one in found
+            ]
+        if as_json:
+            print(json.dumps(rows))
+        else:
+            _print_dicts(rows)
 
 
 @app.command()
@@ -310,6 +383,40 @@ def _is_place(text: str) -> bool:
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE as JSON where it is some, else as text; an empty value is null."""
+    from catalog.errors import QueryError
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise QueryError(f"--set takes NAME=VALUE, got {text!r}; `weightscape metrics` lists the settings")
+        try:
+            found[name.strip()] = json.loads(value or "null")
+        except ValueError:
+            found[name.strip()] = value
+    return found
+
+
+def _print_dicts(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name}={json.dumps(found)}" for name, found in value.items())
+        return ", ".join(value) if isinstance(value, list | tuple) else str(value)
+
+    table = Table()
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text(value)) for value in row.values()))
+    Console().print(table) if rows else print("nothing is measured yet; `weightscape measure ZOO` does")
 
 
 def _print_rows(rows: pl.DataFrame, form: str) -> None:

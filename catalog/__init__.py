@@ -48,6 +48,8 @@ def open(
 def open(url: Any, **storage_options: Any) -> Zoo | Zoos:
     """Open one zoo (a path or any fsspec URL), or several as one table (a list, or a dict name -> URL).
 
+    Options go to `catalog.store.open_zoo`: `metrics_at` and `versions` for measured columns, others to fsspec.
+
     Raises:
         NotAZooError, FormatError, CorruptError: see `catalog.store.open_zoo`.
     """

@@ -49,6 +49,10 @@ class BuildError(ZooError, RuntimeError):
     """Some shards could not be built; what was committed stays."""
 
 
+class MeasureError(ZooError, RuntimeError):
+    """Some rows could not be measured; what was measured stays."""
+
+
 class UnknownNameError(ZooError, KeyError):
     """A name that is not in its dict."""
 

@@ -193,8 +193,8 @@ def read_content(data: bytes) -> dict[str, Any]:
     return content
 
 
-def read_table(data: bytes, count: int) -> pl.DataFrame:
-    """The rows of a Parquet file, which must be `count`; ValueError otherwise, before they are decoded."""
+def read_table(data: bytes, count: int, fewer: bool = False) -> pl.DataFrame:
+    """The rows of a Parquet file, which must be `count` (or `fewer`); else ValueError, before they are decoded."""
     with _parquet_errors():
         schema = pl.read_parquet_schema(io.BytesIO(data))
         if odd := [name for name, dtype in schema.items() if dtype not in PLAIN]:
@@ -202,8 +202,8 @@ def read_table(data: bytes, count: int) -> pl.DataFrame:
         if len(schema) > MAX_COLUMNS:
             raise ValueError(f"{len(schema)} columns, at most {MAX_COLUMNS} are read")
         found = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
-        if found != count:
-            raise ValueError(f"{found:,} rows, expected {count:,}")
+        if found > count or (found < count and not fewer):
+            raise ValueError(f"{found:,} rows, expected {'at most ' if fewer else ''}{count:,}")
         return pl.read_parquet(io.BytesIO(data))
 
 

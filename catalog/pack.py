@@ -13,6 +13,7 @@ import numpy as np
 from catalog.errors import CorruptError, FormatError, MissingDataError, SpecMismatchError
 from catalog.fragments import Fragment, ShardFile, encode_fragment
 from catalog.grid import HOT, PACKED, STORED_AS, Grid, encode_shard, packed_grid
+from catalog.metrics import decode_measurement, metric_files, write_measurement
 from catalog.record import LIMIT, Variant
 from catalog.store import Zoo, open_zoo
 from catalog.table import rebuild_table, table_files
@@ -106,6 +107,9 @@ def _convert(
             progress(done + 1, len(zoo.record.shards))
     if table_files(zoo.folder):  # a zoo need not have one
         rebuild_table(made)
+    for names in metric_files(zoo.folder).values():
+        for name in names:
+            write_measurement(made, decode_measurement(zoo.record, name, zoo.folder.read(name), zoo.url))
     return Repacked(made, read, written) if tier == PACKED else Repacked(made, written, read)
 
 

@@ -16,6 +16,7 @@ from catalog.errors import MissingDataError, NotAZooError, QueryError, UnknownNa
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.grid import from_stored
+from catalog.metrics import Measurement, measurements, with_metrics
 from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.shards import Shard
@@ -29,15 +30,23 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Zoo:
-    """A population of networks on disk: rows to query, weights to read. Made by `catalog.open` or `catalog.create`."""
+    """A population of networks on disk: rows to query, weights to read. Made by `catalog.open` or `catalog.create`.
+
+    Args:
+        metrics_at: where measured columns lie, None for the zoo's own folder.
+        versions: metric -> version whose columns have their plain names; see `catalog.metrics.with_metrics`.
+    """
 
     folder: Folder
     record: Record
+    metrics_at: Folder | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
     _fragments: OrderedDict[str, Fragment] = field(default_factory=OrderedDict, repr=False, compare=False)
     _reader: Reader = field(default_factory=Reader, repr=False, compare=False)
+    _measured: dict[str, Measurement] = field(default_factory=dict, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept in memory does not travel to other processes
-        return Zoo, (self.folder, self.record)
+        return Zoo, (self.folder, self.record, self.metrics_at, self.versions)
 
     @property
     def name(self) -> str:
@@ -60,6 +69,11 @@ class Zoo:
                 f"{self.url} has {len(self.record.variants)} variants with a layout each; use layouts[variant]"
             )
         return next(iter(self.layouts.values()))
+
+    @property
+    def metrics_folder(self) -> Folder:
+        """Where `metrics/` is."""
+        return self.metrics_at or self.folder
 
     def committed(self) -> dict[tuple[str, int], str]:
         """(variant, shard) -> fragment file of every committed shard, as of now."""
@@ -85,16 +99,24 @@ class Zoo:
         while len(self._fragments) > 512:
             self._fragments.popitem(last=False)
 
-    def table(self) -> pl.DataFrame:
+    def table(self, metrics: bool = True) -> pl.DataFrame:
         """All committed rows, whatever their status, in the order (variant, model, checkpoint).
 
         Taken from the table file when one matches the committed fragments, else put together from the fragments.
+
+        Args:
+            metrics: with the measured columns, as `catalog.metrics.with_metrics` names them.
         """
         committed = self.committed()
         rows = cached_table(self.folder, self.record, committed)
         if rows is None:
             rows = fragment_rows(self, committed)
-        return rows.select(pl.lit(self.name).alias("zoo"), pl.all())
+        rows = rows.select(pl.lit(self.name).alias("zoo"), pl.all())
+        return with_metrics(self, rows) if metrics else rows
+
+    def measurements(self) -> dict[str, Measurement]:
+        """What was measured, by metric@version: settings, columns, rows."""
+        return measurements(self)
 
     def scan(self, status: str | None = "ok") -> pl.LazyFrame:
         """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too."""
@@ -283,8 +305,18 @@ class Zoos:
         return zoo._one_variant(_address(table.filter(pl.col("zoo") == name), name)[0]).layout
 
 
-def open_zoo(url: str | os.PathLike[str], **storage_options: Any) -> Zoo:
+def open_zoo(
+    url: str | os.PathLike[str],
+    *,
+    metrics_at: str | os.PathLike[str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    **storage_options: Any,
+) -> Zoo:
     """Open a zoo, local or at any fsspec URL.
+
+    Args:
+        metrics_at: folder or URL where measured columns are read and written, for zoos that cannot be written.
+        versions: metric -> version, where several are measured.
 
     Raises:
         NotAZooError: nothing there, or no zoo.json.
@@ -297,7 +329,8 @@ def open_zoo(url: str | os.PathLike[str], **storage_options: Any) -> Zoo:
         raise NotAZooError(
             f"{folder.url} is no zoo: it has no zoo.json; `weightscape build PRESET {folder.url}` makes one"
         ) from error
-    return Zoo(folder, decode(data, folder.url))
+    beside = None if metrics_at is None else Folder.at(metrics_at, **storage_options)
+    return Zoo(folder, decode(data, folder.url), beside, dict(versions or {}))
 
 
 def open_all(
@@ -318,7 +351,8 @@ def open_all(
 
 def _renamed(zoo: Zoo, name: str) -> Zoo:
     record = zoo.record
-    return Zoo(zoo.folder, Record(name, record.spec, record.variants, record.dtype, record.info, record.digest))
+    renamed = Record(name, record.spec, record.variants, record.dtype, record.info, record.digest)
+    return Zoo(zoo.folder, renamed, zoo.metrics_at, zoo.versions)
 
 
 def one_row(row: Mapping[str, Any] | pl.DataFrame) -> dict[str, Any]:

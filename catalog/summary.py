@@ -50,6 +50,10 @@ def summary(zoo: Zoo) -> dict[str, Any]:
         "rows": dict(rows.iter_rows()),
         "columns": {name: str(dtype) for name, dtype in table.schema.items()},
         "variants": variants,
+        "metrics": {
+            name: {"rows": len(one.rows), "default": one.default, "settings": dict(one.settings)}
+            for name, one in zoo.measurements().items()
+        },
         "spec": zoo.record.spec,
         "info": zoo.record.info,
     }

@@ -1,4 +1,7 @@
-"""The executor `local`: a process a core, one thread each, a task is a shard. Survives workers that die or hang."""
+"""The executor `local`: a process a core, one thread each. A task is a shard to build, or a unit to measure.
+
+Survives workers that die or hang.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from typing import Any
 from catalog.errors import BuildError, StorageError
 from catalog.store import Zoo
 
-Task = tuple[str, int]  # variant, shard
-TRIES = 3  # a shard whose worker died is tried so often
+Task = Any  # hashable; of a build (variant, shard)
+TRIES = 3  # a task whose worker died is tried so often
 STALL = 900.0  # seconds without a sign of life after which a worker counts as hung
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -29,8 +32,14 @@ class _Worker:
     """A process and the thread that reads its answers."""
 
     def __init__(
-        self, number: int, task: Task, zoo: Zoo, options: Mapping[str, Any], device: str, answers: queue.Queue[Any]
+        self,
+        number: int,
+        task: Task,
+        message: Callable[[Task], Mapping[str, Any]],
+        hello: Mapping[str, Any],
+        answers: queue.Queue[Any],
     ) -> None:
+        self.message = message
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         here = str(Path(__file__).resolve().parent.parent)
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -46,16 +55,15 @@ class _Worker:
             start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which decides
         )
         self.seen = time.monotonic()
-        url = zoo.folder.root if zoo.folder.local else zoo.url
         core = cores[number % len(cores)] if cores else None
-        self._send({"zoo": url, "storage_options": dict(options), "device": device, "core": core})
+        self._send({**hello, "core": core})
         self.give(task)
         threading.Thread(target=self._read, args=(answers,), daemon=True).start()
 
     def give(self, task: Task) -> None:
-        """Hand it its next shard."""
+        """Hand it its next task."""
         self.task = task
-        self._send({"variant": task[0], "shard": task[1]})
+        self._send(self.message(task))
 
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self.process.stdin
@@ -85,6 +93,15 @@ class _Worker:
         return f"(exit status {code}{'; ' + said if said else ''})"
 
 
+def shard_message(task: Task) -> dict[str, Any]:
+    """What a worker is told to build (variant, shard)."""
+    return {"variant": task[0], "shard": task[1]}
+
+
+def shard_name(task: Task) -> str:
+    return f"shard {task[1]} of {task[0]}"
+
+
 def run_local(
     zoo: Zoo,
     tasks: Sequence[Task],
@@ -92,17 +109,21 @@ def run_local(
     workers: int,
     device: str = "cpu",
     storage_options: Mapping[str, Any] | None = None,
+    message: Callable[[Task], Mapping[str, Any]] = shard_message,
+    called: Callable[[Task], str] = shard_name,
+    what: str = "shards",
     on_samples: Callable[[Task, int], None] = lambda task, samples: None,
     on_done: Callable[[Task], None] = lambda task: None,
 ) -> None:
-    """Build shards in worker processes, in the order given.
+    """Work off tasks in worker processes, in the order given.
 
     Args:
+        message: what a worker is told of a task, JSON. called, what: a task's name, and that of several, for errors.
         on_samples, on_done: called in this thread as work advances.
 
     Raises:
         StorageError: the disk refused; the other workers are stopped.
-        BuildError: shards that failed, after all others were built; or workers that do not even start.
+        BuildError: tasks that failed, after all others were done; or workers that do not even start.
     """
     answers: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
     waiting = deque(tasks)
@@ -110,8 +131,15 @@ def run_local(
     failed: dict[Task, str] = {}
     fruitless = 0  # deaths in a row without any work in between: the environment is broken, not a shard
 
+    hello = {
+        "zoo": zoo.folder.root if zoo.folder.local else zoo.url,
+        "metrics_at": zoo.metrics_at and (zoo.metrics_at.root if zoo.metrics_at.local else zoo.metrics_at.url),
+        "storage_options": dict(storage_options or {}),
+        "device": device,
+    }
+
     def start(number: int) -> _Worker:
-        return _Worker(number, waiting.popleft(), zoo, storage_options or {}, device, answers)
+        return _Worker(number, waiting.popleft(), message, hello, answers)
 
     with _team(min(workers, len(tasks)), start) as team:
         while team:
@@ -152,8 +180,8 @@ def run_local(
             else:
                 team.remove(worker)
     if failed:
-        lines = "; ".join(f"shard {shard} of {variant}: {why}" for (variant, shard), why in list(failed.items())[:5])
-        raise BuildError(f"{len(failed)} of {len(tasks)} shards failed, the rest is committed; run it again. {lines}")
+        lines = "; ".join(f"{called(task)}: {why}" for task, why in list(failed.items())[:5])
+        raise BuildError(f"{len(failed)} of {len(tasks)} {what} failed, the rest is committed; run it again. {lines}")
 
 
 def _next_answer(answers: queue.Queue[Any], team: Sequence[_Worker]) -> tuple[_Worker, dict[str, Any]] | None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from zoo.build import Estimate, Event, work
+from zoo.landscape.measure import Cost
 from zoo.local import Task as Shard
 from zoo.plan import Plan
 from zoo.sizes import seconds, size
@@ -86,6 +87,47 @@ def counted(what: str, console: Console, quiet: bool = False) -> Iterator[Callab
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def measuring(
+    console: Console, quiet: bool = False
+) -> Iterator[tuple[Callable[[Cost], None], Callable[[str, int], None]]]:
+    """The cost in a sentence, then a bar over all rows, while the block runs: `on_cost` and `on_rows` of `measure`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rows"))
+    bar = Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        disable=quiet or not console.is_terminal,
+    )  # fmt: skip
+    compiling = _Compiling(console, quiet)
+    task = bar.add_task("measuring", total=None)
+
+    def on_cost(cost: Cost) -> None:
+        if not quiet:
+            console.print(describe_cost(cost), highlight=False, soft_wrap=True)
+        bar.update(task, total=sum(cost.rows.values()))
+
+    PROGRAMS.addHandler(compiling)
+    PROGRAMS.setLevel(logging.INFO)
+    try:
+        with bar:
+            yield on_cost, lambda metric, rows: bar.update(task, advance=rows, description=metric)
+    finally:
+        PROGRAMS.removeHandler(compiling)
+        PROGRAMS.setLevel(logging.NOTSET)
+
+
+def describe_cost(cost: Cost) -> str:
+    """What measuring will cost, in a sentence."""
+    before = f" ({done} are measured already)" if (done := sum(cost.done.values())) else ""
+    refused = f"; {without} cannot be measured" if (without := sum(cost.refused.values())) else ""
+    rows, metrics = sum(cost.rows.values()), sum(count > 0 for count in cost.rows.values())
+    if not rows:
+        return f"nothing to measure{before}{refused}"
+    return (
+        f"{rows} values of {metrics} metric(s) to measure{before}{refused} with {max(cost.workers, 1)} process(es): "
+        f"about {seconds(cost.seconds)}"
+    )
 
 
 class _Models(ProgressColumn):

@@ -1,4 +1,4 @@
-"""A worker process of the local executor: takes shards as JSON lines on standard input, answers on standard output.
+"""A worker process of the local executor: takes tasks as JSON lines on standard input, answers on standard output.
 
 Started as `python -m zoo.worker`. When its parent dies, standard input ends and the worker stops at once: what it had
 not committed is built again by whoever resumes.
@@ -32,7 +32,7 @@ def main() -> None:
     from zoo.spec import ZooSpec
 
     torch.set_num_threads(1)
-    zoo = open_zoo(first["zoo"], **first["storage_options"])
+    zoo = open_zoo(first["zoo"], metrics_at=first["metrics_at"], **first["storage_options"])
     plan = make_plan(ZooSpec.from_json(zoo.record.spec))
     while True:
         task = tasks.get()
@@ -41,6 +41,7 @@ def main() -> None:
 
 
 def _work(zoo: Any, plan: Any, task: dict[str, Any], device: str, out: Any) -> dict[str, Any]:
+    from zoo.landscape.units import Unit, measure_unit
     from zoo.shards import build_shard
 
     pending, sent = 0, time.monotonic()
@@ -53,7 +54,10 @@ def _work(zoo: Any, plan: Any, task: dict[str, Any], device: str, out: Any) -> d
             pending, sent = 0, time.monotonic()
 
     try:
-        build_shard(zoo, plan, task["variant"], task["shard"], device, progress)
+        if "unit" in task:
+            measure_unit(zoo, plan, Unit.from_json(task["unit"]), device)
+        else:
+            build_shard(zoo, plan, task["variant"], task["shard"], device, progress)
     except Exception as error:  # whatever it is, the parent decides
         number = getattr(error, "errno", None)
         return {"kind": "error", "type": type(error).__name__, "message": str(error), "errno": number}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from catalog.errors import InvalidSpecError, unknown_name
 
 NEEDS = ("model", "partner", "history", "cell")
 GIVEN = frozenset({"loss_function", "train_x"})  # arguments that are no settings
@@ -52,6 +55,7 @@ class Metric:
         columns: names of `Measured.others` known beforehand; further ones, by layer say, begin with the metric's name
             and an underscore.
         unit: of the value, for tables and pictures.
+        passes: from settings to about how many gradients of the loss on all its samples a row costs.
     """
 
     measure: Callable[..., Measured]
@@ -62,6 +66,7 @@ class Metric:
     labels: str = "own"
     columns: tuple[str, ...] = ()
     unit: str = ""
+    passes: Callable[[Mapping[str, Any]], float] = lambda settings: 1.0
 
     def __post_init__(self) -> None:
         assert self.needs in NEEDS, f"needs must be one of {NEEDS}, got {self.needs!r}"
@@ -76,7 +81,45 @@ class Metric:
         data = {} if self.split is None else {"split": self.split, "samples": self.samples}
         return data | defaults
 
+    def complete(self, name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with these changed.
+
+        Raises:
+            UnknownNameError: a setting that it does not have. InvalidSpecError: a value of another type.
+        """
+        for key, value in changed.items():
+            if key not in self.settings:
+                raise unknown_name(f"setting of {name}", key, self.settings)
+            default = self.settings[key]
+            if not _fits(value, default):
+                kind = "a whole number or nothing" if default is None else f"like {default!r}"
+                raise InvalidSpecError(f"{key} of {name} must be {kind}, got {value!r}")
+        samples = changed.get("samples")
+        if samples is not None and (type(samples) is not int or samples < 1):
+            raise InvalidSpecError(
+                f"samples of {name} must be a whole number from 1, or nothing for all, got {samples!r}"
+            )
+        if changed.get("split", "train") not in ("train", "test"):
+            raise unknown_name("split", changed["split"], ("train", "test"))
+        return {key: _like(changed.get(key, default), default) for key, default in self.settings.items()}
+
     @cached_property
     def given(self) -> frozenset[str]:
         """Which of `GIVEN` it takes."""
         return GIVEN & set(inspect.signature(self.measure).parameters)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value may stand where the default does. Without a default anything of JSON may."""
+    if default is None:
+        return value is None or (isinstance(value, int | float | str) and not isinstance(value, bool))
+    if isinstance(default, bool) or isinstance(default, str):
+        return type(value) is type(default)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is int
+
+
+def _like(value: Any, default: Any) -> Any:
+    """1 is 1.0 where the default is a float: equal settings are one version."""
+    return float(value) if isinstance(default, float) else value
