@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 INTERRUPTED, TERMINATED = 130, 143
+KEPT = "measured; the same command measures the rest"
 RESULTS = Path(__file__).resolve().parent / "benchmarks" / "results"  # in a checkout; never in an installed package
 
 app = typer.Typer(
@@ -163,7 +164,7 @@ def measure(
         from zoo.landscape.measure import measure as work
         from zoo.progress import measuring
 
-        with measuring(_console(), quiet or as_json) as (on_cost, on_rows):
+        with measuring(_console(), quiet or as_json) as (on_cost, on_rows), _kept(KEPT):
             found = work(
                 zoo,
                 metric or ["all"],
@@ -363,6 +364,15 @@ def _errors(as_json: bool) -> Iterator[None]:
 
 def _terminate(*_: object) -> NoReturn:
     raise Terminated
+
+
+@contextmanager
+def _kept(what: str) -> Iterator[None]:
+    """Says what is kept when a signal stops the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        _stopped(stop, f"kept is what was {what}")
 
 
 def _stopped(stop: BaseException, message: str) -> NoReturn:

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.servers import bucket as bucket
+from tests.servers import s3_options as s3_options
+from tests.servers import web as web
+
 
 def gpu_is_usable() -> bool:
     """Whether there is a CUDA device and a torch built for it, found out without importing torch (2.4 s, two cores)."""

@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from rich.console import Console
 import catalog
 import zoo.local
 from catalog.errors import BuildError, InvalidSpecError, SpecMismatchError, StorageError
+from tests.processes import children, command, gone, wait_until
 from zoo.architectures import Architecture
 from zoo.build import build, preview, resume
 from zoo.plan import make_plan
@@ -50,52 +50,6 @@ def busy_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("whole") / "busy.zoo"
     build(busy_spec(), path, workers=0)
     return catalog.verify(path).digest
-
-
-def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """`weightscape ...` as a process of its own session."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "weightscape", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == pid:
-            found.append(int(entry.parent.name))
-    return found
-
-
-def wait_until(condition, timeout: float = 60.0) -> None:
-    """Poll until `condition()`; fail when it never comes."""
-    limit = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < limit, "did not happen in time"
-        time.sleep(0.02)
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether none of the processes runs (a zombie that nobody reaped does not run)."""
-
-    def runs(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-        except OSError:
-            return False
-
-    return not any(runs(pid) for pid in pids)
 
 
 def busy_spec(name: str = "busy") -> ZooSpec:

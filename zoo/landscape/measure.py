@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from catalog.errors import BuildError, FormatError, InvalidSpecError, MeasureError, StorageError, unknown_name
+from catalog.errors import BuildError, FormatError, InvalidSpecError, MeasureError, StorageError, ZooError, unknown_name
 from catalog.metrics import compact, measurements, version_of
 from catalog.store import Zoo, open_zoo
 from kernels.curvature.surface import surface
@@ -137,9 +137,13 @@ def plan_of(zoo: Zoo) -> Plan:
     Raises:
         InvalidSpecError: it was not made by `weightscape build`. FormatError: its data set has changed.
     """
-    if not zoo.record.spec:
-        raise InvalidSpecError(f"{zoo.url} has no spec: only zoos made by `weightscape build` know their data")
-    plan = make_plan(ZooSpec.from_json(zoo.record.spec))
+    try:
+        spec = ZooSpec.from_json(zoo.record.spec)
+    except ZooError as error:
+        raise InvalidSpecError(
+            f"{zoo.url} has no spec of `weightscape build`, which says what data to measure on: {error}"
+        ) from error
+    plan = make_plan(spec)
     stored = (zoo.record.info.get("data") or {}).get("fingerprint", plan.data.fingerprint)
     if stored != plan.data.fingerprint:
         raise FormatError(
@@ -158,6 +162,7 @@ def _run(
     storage_options: Mapping[str, Any],
     on_rows: Callable[[str, int], None],
 ) -> None:
+    zoo.metrics_folder.sweep()
     for work in works:
         if len(work.refused):
             store(zoo, work.metric, work.settings, work.refused)
