@@ -490,6 +490,9 @@ def _print_summary(found: dict[str, Any]) -> None:
             Text(variant_name), *counts, f"{variant['committed']}/{variant['shards']}", size(variant["bytes"])
         )
     console.print(table)
+    if found["metrics"]:
+        measured = ", ".join(f"{name} ({one['rows']} rows)" for name, one in found["metrics"].items())
+        console.print(Text(f"measured: {measured}"), soft_wrap=True)
     axes = found["spec"].get("axes") or {}
     for name, values in axes.items():
         console.print(Text(f"{name}: {values}"), soft_wrap=True)

@@ -38,7 +38,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
+def wait_until(condition: Callable[..., object], timeout: float = 60.0) -> None:
     """Poll until `condition()`; fail when it never comes."""
     limit = time.monotonic() + timeout
     while not condition():

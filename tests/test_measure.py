@@ -293,7 +293,7 @@ def test_histories_and_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_bad_input(built: Path, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        measure(built, **({"metrics": "gradient_norm", "workers": 0} | arguments))
+        measure(built, **{"metrics": "gradient_norm", "workers": 0, **arguments})
     assert not (built / "metrics").exists()
 
 
@@ -316,7 +316,7 @@ def test_settings_for_all_and_for_one() -> None:
     assert found["gradient_norm"]["samples"] == 32
     assert "samples" not in found["weight_distance"]
     assert set(metric_names("all")) == set(METRICS)
-    floats = Metric(lambda a, w, x, y, *, rate=0.5: Measured(w, w))  # type: ignore[misc]  # mypy infers no defaults of a lambda
+    floats = Metric(lambda a, w, x, y, *, rate=0.5: Measured(w, w))
     assert floats.complete("floats", {"rate": 1}) == {"split": "train", "samples": None, "rate": 1.0}
 
 
