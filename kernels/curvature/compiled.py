@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kernels.curvature.passes import form, linearize, pull, push, slope_sums
 from kernels.curvature.places import Places, collect, expand
-from kernels.learning import LOSSES, aligned, part
+from kernels.learning import LOSSES, aligned
 from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS
 from kernels.mlp.tiles import OPTIONS
@@ -21,8 +22,8 @@ from kernels.programs import Program, sources
 
 VALUES, GRADIENTS, PRODUCTS, FORMS = range(4)
 SOURCES = sources("curvature/*.py", "mlp/*.py", "lanes/vectors.py", "learning.py", "random.py")
-TOGETHER = 1 << 16  # numbers: vectors that are worked on while a block's state is there
-KEPT = 1 << 26  # bytes of states that stay from call to call; beyond that they are computed anew
+TOGETHER = 1 << 17  # numbers: vectors that are worked on while a block's state is there
+KEPT = 1 << 28  # bytes of states that stay from call to call of `products`; beyond that they are computed anew
 
 
 def _differentiate(digest: str) -> Any:
@@ -46,14 +47,14 @@ def _differentiate(digest: str) -> Any:
         share = 1.0 / samples
         count = vectors.shape[1] if what >= PRODUCTS else 1
         for model in range(len(flat)):
-            expand(layers, flat[model], weights)
+            expand(layers, flat[model], True, weights)
             mine = labels[model % len(labels)]
             for start in range(0, count, together):
                 group = min(together, count - start)
                 if what >= PRODUCTS:
                     for k in range(group):
-                        expand(layers, vectors[model, start + k], expanded[k])
-                sums[:] = 0
+                        expand(layers, vectors[model, start + k], what == PRODUCTS, expanded[k])
+                sums[:group] = 0
                 for number in range((samples + block - 1) // block):
                     first = number * block
                     here = min(block, samples - first)
@@ -106,10 +107,8 @@ class Compiled:
         self.places = Places.of(network, len(self.x), dtype)
         self.inputs = self.places.pad(self.x)
         self.threads = max(1, min(threads or torch.get_num_threads(), len(self.weights)))
-        shape = (len(self.weights), self.places.blocks, self.places.state)
-        keep = np.prod(shape, dtype=float) * dtype.itemsize <= KEPT
-        self.states = aligned(int(np.prod(shape)), dtype).reshape(shape) if keep else None
-        self.ready = np.zeros(len(self.weights) if keep else 0, np.bool_)
+        self.states: np.ndarray | None = None
+        self.ready = np.zeros(0, np.bool_)
 
     def losses(self) -> Tensor:
         values = np.zeros((len(self.weights), 1))
@@ -124,6 +123,12 @@ class Compiled:
     def products(self, vectors: Tensor) -> Tensor:
         given = self._vectors(vectors)
         out = np.empty_like(given)
+        if self.states is None and self.places.blocks * self.places.state * len(given) * given.itemsize <= KEPT:
+            shape = (len(given), self.places.blocks, self.places.state)
+            self.states, self.ready = (
+                rows(math.prod(shape[:2]), shape[2], given.dtype).reshape(shape),
+                np.zeros(len(given), np.bool_),
+            )
         self._run(PRODUCTS, given, np.zeros(given.shape[:2]), out)
         return torch.from_numpy(out)
 
@@ -147,15 +152,17 @@ class Compiled:
     def _run(self, what: int, vectors: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
         """Calls the compiled code for parts of the population."""
         places, dtype = self.places, self.weights.dtype
-        together = max(1, min(TOGETHER // places.weights, vectors.shape[1]))
+        each = places.weights + places.sums if what == PRODUCTS else places.weights // 2  # no order for going back
+        together = max(1, min(TOGETHER // each, vectors.shape[1]))
 
         def work(models: slice) -> None:
-            states = aligned(places.state, dtype).reshape(1, 1, -1) if self.states is None else self.states[models]
+            sums = rows(together if what == PRODUCTS else 1, places.sums, dtype)
+            states = rows(1, places.state, dtype)[None] if self.states is None else self.states[models]
             DIFFERENTIATE(
                 what, places.layers, KINDS[self.network.activation], self.loss, self.weights[models], vectors[models],
-                together, self.inputs, len(self.x), places.block, own(self.labels, models), aligned(places.widest, dtype),
-                np.ones(1, dtype), states, self.ready[models], aligned(places.weights, dtype),
-                rows(together, places.weights, dtype), rows(together, places.sums, dtype),
+                together, self.inputs, len(self.x), places.block, own(self.labels, models),
+                aligned(places.widest, dtype), np.ones(1, dtype), states, self.ready[models],
+                aligned(places.weights, dtype), aligned(together * places.weights, dtype).reshape(together, -1), sums,
                 aligned(places.work, dtype), values[models], out[models],
             )  # fmt: skip
 
@@ -182,8 +189,10 @@ def arrays(network: MLP, weights: Tensor, x: Tensor, y: Tensor) -> tuple[np.ndar
 
 
 def rows(count: int, size: int, dtype: Any) -> np.ndarray:
-    """(count, size) zeros, each row from a cache line on."""
-    return aligned(count * size, dtype).reshape(count, size)
+    """(count, size) numbers, any, in whole registers."""
+    room = np.empty(count * size + 64, dtype)
+    skipped = -room.ctypes.data % 64 // room.itemsize
+    return room[skipped : skipped + count * size].reshape(count, size)
 
 
 def own(labels: np.ndarray, models: slice) -> np.ndarray:
@@ -193,7 +202,7 @@ def own(labels: np.ndarray, models: slice) -> np.ndarray:
 
 def in_parts(work: Callable[[slice], None], models: int, threads: int) -> None:
     """Calls `work` for as many consecutive parts of the models, at once."""
-    ends = [part * models // threads for part in range(threads + 1)]
+    ends = [number * models // threads for number in range(threads + 1)]
     parts = [slice(a, b) for a, b in itertools.pairwise(ends) if b > a]
     if len(parts) < 2:
         for one in parts:

@@ -44,6 +44,17 @@ def linearize(
     count: int, labels: np.ndarray, zeros: np.ndarray, state: np.ndarray,
 ) -> float:  # fmt: skip
     """Fills the state of a block, `count` samples from `first`; the sum of their losses, which count `share` each."""
+    total = ahead(layers, activation, loss, share, weights, inputs, first, count, labels, state)
+    back(layers, activation, weights, count, zeros, state)
+    return total
+
+
+@compiled
+def ahead(
+    layers: np.ndarray, activation: int, loss: int, share: float, weights: np.ndarray, inputs: np.ndarray, first: int,
+    count: int, labels: np.ndarray, state: np.ndarray,
+) -> float:  # fmt: skip
+    """The forward part of `linearize`, up to the gradient of the logits."""
     last = len(layers) - 1
     for number in range(last + 1):
         layer = layers[number]
@@ -60,8 +71,15 @@ def linearize(
     size = count * top[OUT]
     logits = part(state, top[HERE], size).reshape(count, top[OUT])
     gradient = part(state, top[DELTA], size).reshape(count, top[OUT])
-    total = lose(loss, top[OUTPUTS], share, part(labels, first, count), logits, gradient)
-    for number in range(last, 0, -1):
+    return lose(loss, top[OUTPUTS], share, part(labels, first, count), logits, gradient)
+
+
+@compiled
+def back(
+    layers: np.ndarray, activation: int, weights: np.ndarray, count: int, zeros: np.ndarray, state: np.ndarray
+) -> None:
+    """The backward part of `linearize`."""
+    for number in range(len(layers) - 1, 0, -1):
         layer, under = layers[number], layers[number - 1]
         into = layer[IN]
         product(
@@ -77,7 +95,6 @@ def linearize(
                 bend[i] *= delta[i]
         for i in range(size):
             delta[i] *= slope[i]
-    return total
 
 
 @compiled

@@ -85,8 +85,8 @@ class Places:
 
 
 @compiled
-def expand(layers: np.ndarray, flat: np.ndarray, room: np.ndarray) -> None:
-    """Flat weights to both orders; what is between them stays as it is, zeros."""
+def expand(layers: np.ndarray, flat: np.ndarray, both: bool, room: np.ndarray) -> None:
+    """Flat weights to the forward order, or `both`; what is between them stays as it is, zeros."""
     for number in range(len(layers)):
         layer = layers[number]
         inputs, outputs, into, out = layer[INPUTS], layer[OUTPUTS], layer[IN], layer[OUT]
@@ -95,7 +95,7 @@ def expand(layers: np.ndarray, flat: np.ndarray, room: np.ndarray) -> None:
             for c in range(inputs):
                 for r in range(top, stop):
                     room[layer[FORWARD] + c * out + r] = flat[layer[FLAT] + r * inputs + c]
-        for r in range(outputs):
+        for r in range(outputs if both else 0):
             source, target = part(flat, layer[FLAT] + r * inputs, inputs), part(room, layer[BACK] + r * into, inputs)
             for c in range(inputs):
                 target[c] = source[c]

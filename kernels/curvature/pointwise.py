@@ -70,7 +70,7 @@ def lose(
     """Gradient of a sample's loss times `share`; logits become probabilities for the cross-entropy.
 
     Args:
-        labels: (count,). logits, gradient: (count, width), their padding beyond the classes holds zeros.
+        labels: (count,). logits, gradient: (count, width); zeros go to what is beyond the classes.
 
     Returns:
         sum of the losses.
@@ -85,6 +85,8 @@ def lose(
                 difference = logits[row, c] - number(c == labels[row])
                 squares += difference * difference
                 gradient[row, c] = scale * difference
+            for c in range(classes, logits.shape[1]):
+                gradient[row, c] = number(0)
             total += np.float64(squares)
         return total / classes
     share = number(share)
@@ -108,7 +110,7 @@ def lose(
             logits[row, c] *= scale
             gradient[row, c] = share * logits[row, c]
         for c in range(classes, logits.shape[1]):
-            logits[row, c] = number(0)
+            logits[row, c] = gradient[row, c] = number(0)
         # not 1 - p, whose rounding is large beside a small p: the others' sum
         rest = number(0)
         for c in range(classes):
@@ -133,6 +135,8 @@ def bend_loss(
         for row in range(len(change)):
             for c in range(classes):
                 out[row, c] = scale * change[row, c]
+            for c in range(classes, change.shape[1]):
+                out[row, c] = number(0)
         return
     share = number(share)
     for row in range(len(change)):
