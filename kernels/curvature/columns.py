@@ -10,7 +10,8 @@ layer adds columns of its own, the rows of W D, weighing f'' g each; for the ste
 trace is asked for, one product with the squares of W does instead.
 
 Source: Botev, Ritter, Barber 2017, "Practical Gauss-Newton Optimisation for Deep Learning", section 3, the
-recursion of pre-activation Hessians. Differs: they average over samples and factor; here each sample's H_z is exact, and so is the trace.
+recursion of pre-activation Hessians. Differs: they average over samples and factor; here each sample's H_z is exact,
+and so is the trace.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def trace(
     dtype = flat.dtype
     places = Places.of(network, len(inputs), dtype)
     own_columns = network.widths[3:-1] if network.activation != "relu" else ()
-    columns = max(network.widths[-1], *own_columns)
+    columns = max(network.widths[-1:] + own_columns)
     chunk = max(1, COLUMNS // (columns * places.widest))
     room = -(-min(chunk, places.block) * columns // ROWS) * ROWS * places.widest
     across, given = places.pad(inputs), np.zeros(len(flat))
