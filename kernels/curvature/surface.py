@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from kernels.losses import LOSSES
+from kernels.mlp.network import MLP, UnsupportedError, mlp_of
 
 
 class Surface(Protocol):
@@ -52,7 +56,36 @@ def surface(
         loss_function: a name in `kernels.losses.LOSSES`.
         impl: "compiled" (MLPs on a CPU) or "reference" (plain torch, any device); None for the first that can.
         threads: parts of the population that compiled code works on at once, None for as many as torch uses.
+
+    Raises:
+        UnsupportedError: "compiled" was asked for what it cannot do.
+        ValueError: shapes, types or labels that do not fit; names that are none.
     """
     from kernels.curvature.autograd import Autograd
 
-    return Autograd(module, weights, x, y, loss_function)
+    if loss_function not in LOSSES:
+        raise ValueError(f"loss_function must be one of {', '.join(LOSSES)}, got {loss_function!r}")
+    network = compilable(module, weights, impl)
+    if network is None:
+        return Autograd(module, weights, x, y, loss_function)
+    from kernels.curvature.compiled import Compiled
+
+    return Compiled(network, weights, x, y, loss_function, threads)
+
+
+def compilable(module: nn.Module, weights: Tensor, impl: str | None) -> MLP | None:
+    """The network as compiled code takes it, None where plain torch does it. Arguments and errors as of `surface`."""
+    if impl not in (None, "compiled", "reference"):
+        raise ValueError(f'impl must be "compiled", "reference" or None, got {impl!r}')
+    if impl == "reference":
+        return None
+    try:
+        if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedError(
+                f"compiled code is for float32 or float64 on a CPU, not for {weights.dtype} on {weights.device}"
+            )
+        return mlp_of(module)
+    except UnsupportedError:
+        if impl is not None:
+            raise
+        return None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels.curvature.surface import surface
+from kernels.curvature import piecewise, preactivations
+from kernels.curvature.surface import compilable, surface
+from kernels.losses import LOSSES
+from kernels.mlp.network import UnsupportedError, mlp_of
 
 TOGETHER = 64  # unit vectors at once
 
@@ -40,9 +43,29 @@ def exact_trace(
     Raises:
         UnsupportedError: there is no way that costs less than a product a parameter; see `has_exact_trace`.
     """
-    return dense_trace(module, weights, x, y, loss_function=loss_function)
+    if loss_function not in LOSSES:
+        raise ValueError(f"loss_function must be one of {', '.join(LOSSES)}, got {loss_function!r}")
+    network = compilable(module, weights, impl)
+    if network is not None:
+        from kernels.curvature.columns import trace
+
+        return trace(network, weights, x, y, loss_function, threads)
+    try:
+        network = mlp_of(module)
+    except UnsupportedError:
+        return piecewise.trace(module, weights, x, y, loss_function)
+    return preactivations.trace(network, weights, x, y, loss_function)
 
 
 def has_exact_trace(module: nn.Module) -> bool:
-    """Whether `exact_trace` takes this module."""
-    return True
+    """Whether `exact_trace` takes this module: an MLP of any of the activations of `kernels.mlp.network`, or a
+    Sequential of layers that are piecewise linear (ReLU, pooling) or linear in each weight (convolutions, linear layers,
+    BatchNorm in eval mode). GroupNorm and smooth activations behind convolutions are neither.
+    """
+    for check in (mlp_of, piecewise.piecewise_layers):
+        try:
+            check(module)
+        except UnsupportedError:
+            continue
+        return True
+    return False
