@@ -1,0 +1,137 @@
+"""Activations of a population at any layer, and the statistics of its BatchNorm layers taken anew from samples.
+
+Weights between checkpoints, averaged or permuted ones, come with running statistics that belong to none of them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from catalog.errors import InvalidSpecError, unknown_name
+from kernels.population import forward
+from zoo.architectures import Architecture
+
+FLOATS = 1 << 24  # of activations held at once, 64 MiB in float32
+
+
+def layers_of(architecture: Architecture) -> OrderedDict[str, nn.Module]:
+    """The layers by name, in order, on the meta device.
+
+    Raises:
+        InvalidSpecError: a network that is no sequence of layers.
+    """
+    module = architecture.build("meta")
+    if type(module) is not nn.Sequential:
+        raise InvalidSpecError(f"{architecture.name} is no sequence of layers, so that none has a place in it")
+    return OrderedDict(module.named_children())
+
+
+def up_to(architecture: Architecture, layer: str | None) -> nn.Sequential:
+    """The network up to a layer and with it, flattened; None for all of it.
+
+    Raises:
+        UnknownNameError: no layer of that name; it lists those there are.
+    """
+    layers = layers_of(architecture)
+    if layer is None:
+        return nn.Sequential(layers)
+    if layer not in layers:
+        raise unknown_name(f"layer of {architecture.name}", layer, layers)
+    names = list(layers)
+    # behind a Flatten `kernels.population.forward` gives (models, samples, features) whatever the last layer is
+    kept = OrderedDict((name, layers[name]) for name in names[: names.index(layer) + 1])
+    return nn.Sequential(OrderedDict(kept, **{"last": nn.Flatten()}))
+
+
+def activations(
+    architecture: Architecture,
+    weights: Tensor,
+    x: Tensor,
+    layer: str | None = None,
+    *,
+    network: nn.Sequential | None = None,
+) -> Tensor:
+    """Activations behind a layer in eval mode, (models, samples, features); None for the logits.
+
+    Samples go through some at a time, so that no other layer's activations are held for all of them.
+
+    Args:
+        weights: (models, size). x: (samples, *input_shape).
+        network: `up_to` of that layer, for who has made it.
+
+    Raises:
+        UnknownNameError: no layer of that name.
+    """
+    network = network or up_to(architecture, layer)
+    tensors = architecture.layout.unflatten(weights)
+    each = max(FLOATS // 4 // (len(weights) * widest(architecture)), 1)
+    with torch.inference_mode():
+        return torch.cat([forward(network, tensors, part, shared=True) for part in x.split(each)], 1)
+
+
+def widest(architecture: Architecture) -> int:
+    """The most numbers that one sample has anywhere in the network, its input included."""
+    x = torch.empty(1, *architecture.input_shape, device="meta")
+    found = [x.numel()]
+    for layer in architecture.build("meta").eval().children():
+        x = layer(x)
+        found.append(x.numel())
+    return max(found)
+
+
+def reestimate(architecture: Architecture, weights: Tensor, x: Tensor) -> Tensor:
+    """The weights with running_mean and running_var of every BatchNorm layer set to the statistics of `x`.
+
+    Mean and unbiased variance (as torch.nn.BatchNorm2d keeps it) of all samples as one batch, layer by layer: each sees
+    what the layers before it give in eval mode with their new statistics. Models and samples are worked off in parts,
+    whose moments are merged in float64 (Chan et al. 1983, "Algorithms for computing the sample variance", section 3).
+    Doing it twice changes nothing but rounding. Without BatchNorm layers the weights come back as they are.
+
+    Args:
+        weights: (models, size). x: (samples, *input_shape), samples x pixels two or more.
+
+    Returns:
+        (models, size), a copy if anything changed.
+
+    Raises:
+        InvalidSpecError: one number a channel, which has no variance.
+    """
+    if not architecture.has_batch_norm:
+        return weights
+    layers = layers_of(architecture)
+    out, layout = weights.clone(), architecture.layout
+    models = max(FLOATS // 4 // (widest(architecture) * min(len(x), 256)), 1)
+    names = list(layers)
+    for at, (name, layer) in enumerate(layers.items()):
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            continue
+        before = up_to(architecture, names[at - 1]) if at else nn.Sequential(nn.Flatten())
+        for part in out.split(models):  # views: what is written below stays
+            mean, var = _moments(architecture, before, part, x, layer.num_features)
+            layout.tensor(part, f"{name}.running_mean").copy_(mean)
+            layout.tensor(part, f"{name}.running_var").copy_(var)
+    return out
+
+
+def _moments(
+    architecture: Architecture, network: nn.Sequential, weights: Tensor, x: Tensor, channels: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel behind `network`, (models, channels) float64."""
+    count, mean, squares = 0, weights.new_zeros((), dtype=torch.float64), weights.new_zeros((), dtype=torch.float64)
+    each = max(FLOATS // 4 // (len(weights) * widest(architecture)), 1)
+    for some in x.split(each):
+        found = activations(architecture, weights, some, network=network)
+        found = found.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2).double()
+        here, added = found.mean(-1), found.shape[-1]
+        shift = here - mean
+        squares = (
+            squares + (found - here[..., None]).square().sum(-1) + shift.square() * (count * added / (count + added))
+        )
+        mean = mean + shift * (added / (count + added))
+        count += added
+    if count < 2:
+        raise InvalidSpecError("BatchNorm of one number a channel has no variance; give two samples or more")
+    return mean, squares / (count - 1)
