@@ -3,7 +3,7 @@
 The rule makes the taxonomy of Yang et al. 2021 (Taxonomizing local versus global structure in neural network loss
 landscapes, NeurIPS, arXiv 2107.11228, Figure 1) explicit. Published are words (high loss, large Hessian, connected);
 the thresholds are ours, calibrated on the 169 cells of that paper's grid of batch sizes and widths. The Hessian is not
-read: on that grid its trace follows the loss, and it would add a threshold without a label.
+read: in the published words a large one goes with a high loss, so that it would add a threshold and no label.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ __all__ = ["PHASES", "RULES", "Rule", "cell_means", "label_rows", "phases", "rea
 
 PHASES = ("I", "II", "III", "IV-A", "IV-B", "diverged")
 FACTORS = {"tau_loss": (0.5, 1.0, 2.0), "tau_connectivity": (0.5, 1.0, 2.0), "tau_similarity": (0.95, 1.0, 1.05)}
-LABELS = ("phase", "phase_margin", "phase_threshold", "phase_margin_se", "phase_seeds_agree", "phase_outlier")
-LABELS += ("phase_outlier_column", "phase_outlier_score", "phase_tau_similarity", "phase_reason")
+MARGINS = ("phase_margin", "phase_threshold", "phase_margin_se", "phase_seeds_agree", "phase_tau_similarity")
+OUTLIERS = ("phase_outlier", "phase_outlier_column", "phase_outlier_score")
+LABELS = ("phase", "phase_reason", *MARGINS, *OUTLIERS)
 
 
 def phases(rows: pl.DataFrame, rule: Rule) -> pl.DataFrame:
@@ -38,7 +39,7 @@ def phases(rows: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     IV-B / IV-A else: IV-B if similarity >= tau_similarity else IV-A
     ```
     Values are means over the seeds of a cell. Runs that diverged (by `status`, or with a loss that is not finite) are
-    left out of them, as are failed ones. A loss trained with another function than cross-entropy is no loss of the rule.
+    left out of them, as are failed ones. Where another loss than cross-entropy was trained with, no label is given.
 
     Args:
         rows: one a run and checkpoint, or one a cell. A cell is what `cell` says or, without that column, a pair of
@@ -196,7 +197,7 @@ def _label(table: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     missing = [(rule.loss, ~diverged), (rule.connectivity, ~diverged)]
     missing += [] if rule.chance is None else [(rule.accuracy, ~diverged)]
     missing += [(rule.similarity, ~diverged & ~high & ~barrier)]
-    lacks = pl.lit(None, pl.String)
+    lacks: pl.Expr = pl.lit(None, pl.String)
     for name, asked in reversed(missing):
         lacks = pl.when(asked & pl.col(name).is_null()).then(pl.lit(_lack(name, rule))).otherwise(lacks)
     lacks = pl.when(pl.col("_other_loss") & ~diverged).then(pl.lit(_other_loss(rule))).otherwise(lacks)
@@ -210,8 +211,8 @@ def _label(table: pl.DataFrame, rule: Rule) -> pl.DataFrame:
         .otherwise(pl.lit("IV-A"))
     )  # fmt: skip
     lost = pl.format("{} of {} runs diverged", "_diverged", "_runs")
-    why = pl.when(pl.col("_diverged") * 2 > pl.col("_runs")).then(lost)
-    why = why.otherwise(pl.lit(f"{rule.accuracy} is near chance"))
+    most = pl.col("_diverged") * 2 > pl.col("_runs")
+    why = pl.when(most).then(lost).otherwise(pl.lit(f"{rule.accuracy} is near chance"))
     reason = pl.when(lacks.is_not_null()).then(lacks).when(diverged).then(why).otherwise(pl.lit(""))
     table = table.with_columns(phase=phase, phase_reason=reason, _near_chance=_near_chance(rule).fill_null(False))
     return _margins(table, rule)
@@ -231,7 +232,7 @@ def _other_loss(rule: Rule) -> str:
 def _margins(table: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     """phase_margin, phase_threshold, phase_margin_se of a table with phases."""
     phase = pl.col("phase")
-    finite_run = phase.is_not_null() & ((phase != "diverged") | pl.col("_near_chance"))
+    reached = phase.is_not_null() & ((phase != "diverged") | pl.col("_near_chance"))
     alive = phase.is_not_null() & (phase != "diverged")
     four = phase.is_in(["IV-A", "IV-B"])
     borders: list[tuple[str, str, pl.Expr, pl.Expr]] = [
@@ -240,7 +241,7 @@ def _margins(table: pl.DataFrame, rule: Rule) -> pl.DataFrame:
         ("similarity", rule.similarity, pl.col("phase_tau_similarity"), four),
     ]
     if rule.chance is not None:
-        borders.insert(0, ("accuracy", rule.accuracy, pl.lit(_chance(rule)), finite_run))
+        borders.insert(0, ("accuracy", rule.accuracy, pl.lit(_chance(rule)), reached))
     away, sigmas, unknown = [], [], pl.lit(False)
     for _, name, tau, decided in borders:
         distance = (pl.col(name) - tau).abs()
