@@ -1,0 +1,1 @@
+"""Pictures of zoos for papers: data in, a matplotlib Figure out, `save` writes it."""
