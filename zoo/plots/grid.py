@@ -48,7 +48,9 @@ def grid_of(rows: pl.DataFrame, load: str = "load", temperature: str = "temperat
     check_columns(rows, (load, temperature))
     found = rows.select(pl.col(load).cast(pl.Float64), pl.col(temperature).cast(pl.Float64))
     x, y = axis_title(rows, load), axis_title(rows, temperature)
-    loads, temperatures = (sorted(v for v in set(found[name]) if v is not None and np.isfinite(v)) for name in (load, temperature))
+    loads, temperatures = (
+        sorted(v for v in set(found[name]) if v is not None and np.isfinite(v)) for name in (load, temperature)
+    )
     return Grid(tuple(loads), tuple(temperatures[::-1] if y == BATCH else temperatures), x, y)
 
 

@@ -17,7 +17,6 @@ from zoo.plots.scales import scale_of
 
 CELL = 0.27  # inches high, as long as the picture stays within HEIGHTS
 HEIGHTS = (1.1, 2.7)  # inches of cells
-MISSING = {"facecolor": "#ededed", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0}
 LETTER = 0.68  # width of a bold letter over its height
 # With serifs, as a bare I is a mere bar.
 NAME = {"family": "DejaVu Serif", "weight": "bold", "fontsize": style.NORMAL}
@@ -86,7 +85,7 @@ def phase_maps(
     over = _phases(rows, phase, outlier, grid, load, temperature)
     across = min(len(columns), max(1, round(style.inches(width) / 2.25))) if len(columns) > 1 else 1
     down = -(-len(columns) // across)
-    height = float(np.clip(CELL * len(grid.temperatures), *HEIGHTS)) * (1 if across == 1 else 0.75)
+    height = float(np.clip(CELL * len(grid.temperatures), *HEIGHTS)) * (1 if across < 3 else 0.75)
     with style.styled():
         figure = style.new_figure(style.inches(width), down * (height + 0.45) + 0.35 + (0.2 if title else 0))
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
@@ -176,7 +175,7 @@ def _names(figure: Any, axes: Any, phases: _Phases, name: str, alone: bool) -> N
     if alone:
         patches = [Patch(facecolor=colours[n], label=n) for n in known]
         if (phases.names == "").any():
-            patches.append(Patch(**MISSING, label="no data"))
+            patches.append(Patch(**style.MISSING, label="no data"))
         style.legend(figure, patches)
     else:
         bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=22, location="top")
@@ -190,7 +189,7 @@ def _cells(axes: Any, values: Any, **colours: Any) -> Any:
     lines, columns = values.shape
     axes.spines[:].set_visible(True)
     if np.ma.getmaskarray(values).any():
-        axes.patch.set(**MISSING)
+        axes.patch.set(**style.MISSING)
     edges = np.arange(columns + 1) - 0.5, np.arange(lines + 1) - 0.5
     # Edges in the colour of the cell: without them viewers of SVG show hairlines between cells.
     return axes.pcolormesh(*edges, values, edgecolors="face", linewidth=0.1, **colours)
@@ -236,9 +235,7 @@ def _on_top(figure: Any, axes: Any, phases: _Phases, every: bool) -> None:
             if ((box[:2] < taken[:, 2:]).all(1) & (taken[:, :2] < box[2:]).all(1)).any():
                 continue
             taken = np.vstack((taken, box))
-            axes.text(
-                x, y, name, ha="center", va="center", path_effects=style.halo(), **NAME
-            )
+            axes.text(x, y, name, ha="center", va="center", path_effects=style.halo(), **NAME)
     i, j = np.nonzero(phases.outliers)
     if len(i):
         marks = axes.scatter(j + 0.3, i + 0.28, s=9, marker="x", color="black", linewidths=0.9, zorder=3)

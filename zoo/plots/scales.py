@@ -40,8 +40,8 @@ class Scale:
         """Where a colour bar has its labels; empty where matplotlib's own choice is good."""
         if self.kind != "signed log":
             return []
-        powers = np.arange(np.log10(self.linear), np.floor(np.log10(self.high)) + 1)
-        kept = [float(10.0**power) for power in powers[:: -(-len(powers) // 3)]]
+        powers = np.arange(np.log10(self.linear) + 1, np.floor(np.log10(self.high)) + 1)
+        kept = [float(10.0**power) for power in powers[:: -(-len(powers) // 2)]]
         return [-value for value in kept[::-1]] + [0.0] + kept
 
     def norm(self) -> Any:
@@ -59,7 +59,8 @@ def scale_of(values: np.ndarray) -> Scale:
     """The scale for these values; those that are not finite are left out, at least one must be.
 
     Negative values make it signed, with limits symmetric about 0. It is logarithmic where positive values span more
-    than two decades, or where half of the signed ones would hide within a hundredth of the largest.
+    than two decades, or more than one with half of them in the lowest tenth of the range; and where half of the signed
+    ones would hide within a hundredth of the largest.
 
     >>> scale_of(np.array([0.5, 1.0])), scale_of(np.array([0.01, 10.0])).kind, scale_of(np.array([-2.0, 1.0]))
     (Scale(kind='linear', low=0.5, high=1.0, linear=0.0), 'log', Scale(kind='signed', low=-2.0, high=2.0, linear=0.0))
@@ -73,7 +74,8 @@ def scale_of(values: np.ndarray) -> Scale:
         if top > DECADES * median:
             return Scale("signed log", -top, top, float(10 ** np.floor(np.log10(median))))
         return Scale("signed", -top, top)
-    if low > 0 and high / low > DECADES:
+    lopsided = np.median(finite) < low + (high - low) / 10
+    if low > 0 and high / low > (10 if lopsided else DECADES):
         return Scale("log", low, high)
     if low == high:  # one cell, or a constant: the colour is the middle of the map
         low, high = (low * 0.9, high * 1.1) if low else (-0.1, 0.1)

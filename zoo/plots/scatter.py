@@ -10,7 +10,7 @@ import polars as pl
 
 from catalog.errors import InvalidSpecError, QueryError, unknown_name
 from zoo.plots import style
-from zoo.plots.columns import MINUS, check_columns, labelled, last, phase_order, spoken, wrapped
+from zoo.plots.columns import MINUS, check_columns, labelled, last, phase_order, shown, spoken, wrapped
 from zoo.plots.scales import Scale, scale_of
 
 OVER = ("cell", "run")
@@ -62,7 +62,9 @@ def points(
     keys = next((k for k in (["cell"], ["load", "temperature"]) if set(k) <= set(rows.columns)), [])
     if "zoo" in rows.columns and keys:
         keys = ["zoo", *keys]
-    kept = last(rows, [column, against]).select(*pair, named.alias("phase"), *(pl.col(k).alias(f"key_{k}") for k in keys))
+    kept = last(rows, [column, against]).select(
+        *pair, named.alias("phase"), *(pl.col(k).alias(f"key_{k}") for k in keys)
+    )
     kept = kept.filter(pl.col("x").is_finite() & pl.col("y").is_finite())
     if over == "cell" and keys:
         means = pl.col("x").mean(), pl.col("y").mean(), pl.col("phase").mode().min()
@@ -113,10 +115,13 @@ def metric_scatter(
     table = spearman(rows, columns, against, over=over)
     for name, (x, _, _) in zip(columns, found, strict=True):
         if not len(x):
-            raise QueryError(f"no {over} has finite values of both {name!r} and {against!r}; measure them on the same runs")
+            raise QueryError(
+                f"no {over} has finite values of both {name!r} and {against!r}; measure them on the same runs"
+            )
     across = min(len(columns), max(1, round(style.inches(width) / 2.2)))
     down = -(-len(columns) // across)
-    rest = 0.16 * len(columns) + 0.55
+    lines = [wrapped(spoken(name), 34 if across > 1 else 18) for name in columns]
+    rest = 0.15 * sum(line.count("\n") + 1 for line in lines) + 0.5
     with style.styled():
         figure = style.new_figure(style.inches(width), 1.75 * down + rest + 0.25 + (0.2 if title else 0))
         upper, lower = figure.subfigures(2, 1, height_ratios=(1.75 * down + 0.25, rest))
@@ -144,7 +149,7 @@ def metric_scatter(
             style.legend(figure, [_mark(colours[name], markers[name], name) for name in known])
         if title:
             figure.suptitle(title, fontsize=style.NORMAL)
-        _table(lower, table, against, over)
+        _table(lower, table, lines, f"Spearman correlation with {spoken(against)} over {over}s")
     return figure
 
 
@@ -162,28 +167,34 @@ def _scaled(axes: Any, scale: Scale, which: str) -> None:
         choose("log")
     elif scale.kind == "signed log":
         choose("symlog", linthresh=scale.linear)
-        axis.set_ticks(scale.ticks())
+        axis.set_ticks(scale.ticks(), [shown(tick) for tick in scale.ticks()])
         axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def _table(part: Any, table: pl.DataFrame, against: str, over: str) -> None:
-    """Coefficients from -1 to 1 as dots with whiskers, numbers beside them, strongest first."""
-    order = table.sort(pl.col("spearman").abs().fill_nan(-1.0), descending=True, maintain_order=True)
+def _table(part: Any, table: pl.DataFrame, lines: Sequence[str], heading: str) -> None:
+    """Coefficients from -1 to 1 as dots with whiskers, names to the left, numbers to the right, strongest first."""
+    order = table.with_columns(label=pl.Series(lines)).sort(
+        pl.col("spearman").abs().fill_nan(-1.0), descending=True, maintain_order=True
+    )
+    heights = np.array([label.count("\n") + 1 for label in order["label"]], float)
+    places = np.cumsum(heights) - heights / 2
     axes = part.subplots()
-    for place, (name, value, error, count) in enumerate(order.iter_rows()):
+    numbers = []
+    for place, (_, value, error, count, _) in zip(places, order.iter_rows(), strict=True):
         if np.isfinite(value):
             whisker = None if np.isnan(error) else error
             axes.errorbar(value, place, xerr=whisker, fmt="o", color="black", markersize=3, linewidth=0.9, capsize=1.8)
         said = f"{value:+.2f} ± {error:.2f}".replace("-", MINUS) if np.isfinite(value) else "undefined"
-        axes.text(1.06, place, said, va="center", fontsize=style.SMALL)
-        axes.text(1.52, place, f"n = {count}", va="center", fontsize=style.SMALL)
-    axes.set_yticks(range(len(order)), [wrapped(spoken(name), 34) for name in order["column"]])
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlim(-1.05, 1.8)
+        numbers.append(f"{said}, n = {count}")
+    right = axes.twinx()
+    for side, labels in ((axes, order["label"].to_list()), (right, numbers)):
+        side.set_yticks(places, labels)
+        side.set_ylim(heights.sum(), 0)
+        side.tick_params(axis="y", length=0)
+        side.spines[["left", "bottom"]].set_visible(side is axes)
+    axes.set_xlim(-1.05, 1.05)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1])
     axes.axvline(0, color="#a0a0a0", linewidth=0.6)
-    axes.spines["bottom"].set_bounds(-1, 1)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"Spearman correlation with {spoken(against)} over {over}s", fontsize=style.SMALL)
+    axes.set_xlabel(heading, fontsize=style.SMALL)

@@ -29,6 +29,7 @@ PHASE_COLOURS = {
     "IV-B": "#0072B2",
     "diverged": "#000000",
 }
+MISSING = {"facecolor": "#ededed", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0}
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PHASE_MARKERS = {"I": "v", "II": "s", "III": "D", "IV-A": "^", "IV-B": "o", "diverged": "X"}
 MARKERS = ("P", "p", "h", "*", "<", ">", "d")
@@ -120,8 +121,8 @@ def legend(figure: Any, handles: Sequence[Any], across: int = 6) -> None:
         handleheight=1,
         handletextpad=0.4,
         columnspacing=1,
-        borderaxespad=0.1,
-        borderpad=0.1,
+        borderaxespad=0.2,
+        borderpad=0.2,
     )
 
 
