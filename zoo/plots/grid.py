@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from catalog.errors import QueryError
 from zoo.plots.columns import BATCH, axis_title, check_columns, last, phase_order
 
 

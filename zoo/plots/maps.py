@@ -89,7 +89,7 @@ def phase_maps(
     with style.styled():
         figure = style.new_figure(style.inches(width), down * (height + 0.45) + 0.35 + (0.2 if title else 0))
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-        drawn = []
+        drawn, handles = [], []
         for place, axes in enumerate(panels.flat):
             if place >= len(columns):
                 axes.set_visible(False)
@@ -97,7 +97,7 @@ def phase_maps(
             name = columns[place]
             if _is_phase(rows, name, phase):
                 own = over if name == phase else _phases(rows, name, outlier, grid, load, temperature)
-                _names(figure, axes, own, name, alone=len(columns) == 1)
+                handles += _names(figure, axes, own, name, alone=len(columns) == 1)
                 drawn.append((axes, own, True))
             else:
                 values = cell_means(rows, name, grid, load, temperature)
@@ -109,8 +109,7 @@ def phase_maps(
                 axes.set_xlabel(_axis(grid.x, "load"))
             if place % across == 0:
                 axes.set_ylabel(_axis(grid.y, "temperature ↑"))
-        if title:
-            figure.suptitle(title, fontsize=style.NORMAL)
+        style.heading(figure, handles, title)
         _ticks(figure, [axes for axes, _, _ in drawn], grid)
         for axes, own, every in drawn:
             _on_top(figure, axes, own, every)
@@ -161,8 +160,8 @@ def _finish(bar: Any, label: str, aside: bool) -> None:
     bar.outline.set_linewidth(0.4)
 
 
-def _names(figure: Any, axes: Any, phases: _Phases, name: str, alone: bool) -> None:
-    """Cells of phases, and what the colours mean: a legend above a single map, a bar above each of several."""
+def _names(figure: Any, axes: Any, phases: _Phases, name: str, alone: bool) -> list[Any]:
+    """Cells of phases, and what the colours mean: entries for a legend of a single map, a bar above each of several."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -176,13 +175,13 @@ def _names(figure: Any, axes: Any, phases: _Phases, name: str, alone: bool) -> N
         patches = [Patch(facecolor=colours[n], label=n) for n in known]
         if (phases.names == "").any():
             patches.append(Patch(**style.MISSING, label="no data"))
-        style.legend(figure, patches)
-    else:
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=22, location="top")
-        _finish(bar, spoken(name), aside=False)
-        bar.set_ticks(range(len(known)), labels=known)
-        bar.ax.tick_params(length=0)
-        bar.minorticks_off()
+        return patches
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=22, location="top")
+    _finish(bar, spoken(name), aside=False)
+    bar.set_ticks(range(len(known)), labels=known)
+    bar.ax.tick_params(length=0)
+    bar.minorticks_off()
+    return []
 
 
 def _cells(axes: Any, values: Any, **colours: Any) -> Any:

@@ -43,10 +43,11 @@ def plane(
     levels = levels_of(values)
     with style.styled():
         from matplotlib.colors import LogNorm
-        from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
+        from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
         inches = style.inches(width)
-        figure = style.new_figure(inches, 0.83 * inches + (0.2 if title else 0))
+        figure = style.new_figure(inches, 0.78 * inches + (0.2 if title else 0))
+        figure.set_layout_engine("compressed")  # as the plane is square
         axes = figure.subplots()
         axes.spines[:].set_visible(True)
         if np.ma.getmaskarray(shown).any():
@@ -58,8 +59,10 @@ def plane(
         star = {"marker": "*", "markersize": 9, "color": "white", "markeredgecolor": "black", "markeredgewidth": 0.7}
         axes.plot(0, 0, linestyle="none", **star)
         axes.set_aspect("equal")
-        axes.set_xlabel("α, along direction 1")
-        axes.set_ylabel("β, along direction 2")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_xlabel(r"$\alpha$, along direction 1")
+        axes.set_ylabel(r"$\beta$, along direction 2")
         bar = figure.colorbar(filled, ax=axes, pad=0.02, aspect=18)
         bar.set_label(f"{label}, log scale")
         bar.outline.set_linewidth(0.4)
@@ -69,8 +72,7 @@ def plane(
             few = levels[:: (len(levels) - 1) // 5]
             bar.set_ticks(few, labels=[f"{level:.2g}" for level in few])
         bar.ax.yaxis.set_minor_locator(NullLocator())
-        if title:
-            figure.suptitle(title, fontsize=style.NORMAL)
+        style.heading(figure, title=title)
     return figure
 
 

@@ -145,10 +145,8 @@ def metric_scatter(
             axes.grid(color="#dddddd", linewidth=0.4)
             if place % across == 0:
                 axes.set_ylabel(wrapped(labelled(against, units), 26))
-        if known:
-            style.legend(figure, [_mark(colours[name], markers[name], name) for name in known])
-        if title:
-            figure.suptitle(title, fontsize=style.NORMAL)
+        upper.align_xlabels()
+        style.heading(figure, [_mark(colours[name], markers[name], name) for name in known], title)
         _table(lower, table, lines, f"Spearman correlation with {spoken(against)} over {over}s")
     return figure
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from catalog.errors import QueryError
 from zoo.plots import style
-from zoo.plots.curves import LEGEND, MANY, colour_of
+from zoo.plots.curves import MANY, colour_of
 
 FLOOR = 1e-7  # of the highest density: below it the picture ends
 
@@ -49,10 +49,9 @@ def spectrum(
     pad = 0.03 * max(high - low, 1e-12, abs(high) * 1e-6)
     dashes = ("-", "--", "-.", ":")
     with style.styled():
-        across = max(1, round(style.inches(width) / 1.1)) if len(max(names, key=len, default="")) > 12 else LEGEND
         labelled = bool(names) and len(found) <= MANY
-        above = 0.17 * -(-len(names) // across) if labelled else 0
-        figure = style.new_figure(style.inches(width), 2.1 + above + (0.2 if title else 0))
+        above = style.heading_height(names if labelled else (), style.inches(width), title)
+        figure = style.new_figure(style.inches(width), 2.1 + above)
         axes = figure.subplots()
         axes.axvline(0, color="#808080", linewidth=0.6, zorder=0)
         handles = []
@@ -72,8 +71,5 @@ def spectrum(
         axes.set_xlabel("eigenvalue of the Hessian")
         axes.set_ylabel("density, log scale")
         axes.grid(axis="y", color="#dddddd", linewidth=0.4)
-        if labelled:
-            style.legend(figure, handles, across)
-        if title:
-            figure.suptitle(title, fontsize=style.NORMAL)
+        style.heading(figure, handles if labelled else (), title)
     return figure

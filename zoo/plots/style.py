@@ -18,6 +18,7 @@ from catalog.errors import InvalidSpecError, StorageError, unknown_name
 
 WIDTHS = {"single": 3.3, "double": 6.8}  # inches
 SMALL, NORMAL = 7.0, 8.0  # points
+HANDLE = 1.2  # of a legend's patch or line, in letters
 FORMATS = (".png", ".svg")
 DPI = 300
 # Okabe and Ito 2008, "Color universal design". Phases get those that also differ in grey, dark to light and back.
@@ -30,7 +31,7 @@ PHASE_COLOURS = {
     "diverged": "#000000",
 }
 MISSING = {"facecolor": "#ededed", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CYCLE = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")  # neighbours differ in grey too
 PHASE_MARKERS = {"I": "v", "II": "s", "III": "D", "IV-A": "^", "IV-B": "o", "diverged": "X"}
 MARKERS = ("P", "p", "h", "*", "<", ">", "d")
 RULES = {
@@ -111,19 +112,47 @@ def halo(width: float = 1.8) -> Sequence[Any]:
     return [withStroke(linewidth=width, foreground="white")]
 
 
-def legend(figure: Any, handles: Sequence[Any], across: int = 6) -> None:
-    """What marks and colours mean, in lines of up to `across` above everything else."""
+def heading(figure: Any, handles: Sequence[Any] = (), title: str = "") -> None:
+    """Title, and below it what marks and colours mean, above everything else."""
+    if not handles:
+        if title:
+            figure.suptitle(title, fontsize=NORMAL)
+        return
     figure.legend(
         handles=handles,
+        title=title or None,
+        title_fontsize=NORMAL,
         loc="outside upper center",
-        ncols=min(len(handles), across),
-        handlelength=1,
+        ncols=legend_columns([handle.get_label() for handle in handles], figure.get_figure(root=True).get_figwidth()),
+        handlelength=HANDLE,
         handleheight=1,
-        handletextpad=0.4,
+        handletextpad=0.5,
         columnspacing=1,
         borderaxespad=0.2,
         borderpad=0.2,
     )
+
+
+def heading_height(names: Sequence[str], width: float, title: str = "") -> float:
+    """Inches to leave for `heading`."""
+    lines = -(-len(names) // legend_columns(names, width)) if names else 0
+    return 0.16 * lines + 0.07 * bool(lines) + 0.2 * bool(title)
+
+
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """Into how many columns the entries of a legend fit, filled column by column; at least 1.
+
+    >>> legend_columns(["I", "II", "III"], 3.3), legend_columns(["width 4, seeds 0 and 1"] * 5, 3.3)
+    (3, 1)
+    """
+    letter = 0.54 * SMALL / 72
+    for columns in range(len(names), 1, -1):
+        lines = -(-len(names) // columns)
+        parts = [names[first : first + lines] for first in range(0, len(names), lines)]
+        room = sum(max(map(len, part)) * letter + (HANDLE + 1.5) * SMALL / 72 for part in parts)
+        if room <= width - 0.1:
+            return columns
+    return 1
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -166,6 +195,6 @@ def save(figure: Any, path: str | os.PathLike[str]) -> Path:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink()
         raise StorageError(
-            f"cannot write the picture {target}: {error.strerror or error}; choose a folder that exists and may be written"
+            f"cannot write the picture {target}: {error.strerror or error}; choose a folder that is there and writable"
         ) from error
     return target
