@@ -21,6 +21,7 @@ ENDS = (
     "P",
     "X",
 )  # marks of the models, by pair: colours alone are not told apart in grey
+NEUTRAL = "#707070"  # of legends that are about no single pair
 MANY = len(ENDS)  # from more curves on, single ones are grey and their median stands out
 
 
@@ -111,16 +112,16 @@ def _drawn(
     with style.styled():
         from matplotlib.lines import Line2D
 
-        handles = []
+        handles: list[Any] = []
         if names and pairs <= MANY:
-            look = {"markersize": 3.2, "markeredgewidth": 0}
+            look: dict[str, Any] = {"markersize": 3.2, "markeredgewidth": 0}
             handles += [
                 Line2D([], [], color=colour_of(k, pairs), marker=ENDS[k], label=name, **look)
                 for k, name in enumerate(names)
             ]
         if any(straight is not None for _, _, straight in panels):
-            handles += [Line2D([], [], color="black", label="curve")]
-            handles += [Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="straight line")]
+            handles += [Line2D([], [], color=NEUTRAL, label="curve")]
+            handles += [Line2D([], [], color=NEUTRAL, linestyle="--", linewidth=0.9, label="straight line")]
         if pairs > MANY:
             handles += [Line2D([], [], color="black", linewidth=1.8, label=f"median of {pairs} pairs")]
         above = style.heading_height([handle.get_label() for handle in handles], style.inches(width), title)
@@ -150,7 +151,11 @@ def _panel(axes: Any, t: np.ndarray, curves: np.ndarray, straight: np.ndarray | 
         for place, line in enumerate(values):
             colour = colour_of(place, len(curves))
             axes.plot(t, line, dashes, color=colour, linewidth=0.6 if many else 0.9 if dashes == "--" else 1.2)
-            look = {"marker": "o" if many else ENDS[place], "markersize": 2 if many else 3.6, "markeredgewidth": 0}
+            look: dict[str, Any] = {
+                "marker": "o" if many else ENDS[place],
+                "markersize": 2 if many else 3.6,
+                "markeredgewidth": 0,
+            }
             axes.plot(t[ends], line[ends], linestyle="none", color=colour, clip_on=False, zorder=3, **look)
         if many:
             axes.plot(t, np.nanmedian(values, 0), dashes, color="black", linewidth=1.8)

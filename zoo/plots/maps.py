@@ -220,7 +220,9 @@ def _on_top(figure: Any, axes: Any, phases: _Phases, every: bool) -> None:
 
     lines = borders(phases.names)
     for thickness, colour in ((2.4, "white"), (1.2, "black")):
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=thickness, capstyle="round"), autolim=False)
+        axes.add_collection(
+            LineCollection(list(lines), colors=colour, linewidths=thickness, capstyle="round"), autolim=False
+        )
     width, height = _inches_a_cell(figure, axes, phases.names.shape)
     taken = np.zeros((0, 4))
     for name, parts in regions(phases.names).items():

@@ -55,7 +55,7 @@ def spectrum(
         axes = figure.subplots()
         axes.axvline(0, color="#808080", linewidth=0.6, zorder=0)
         handles = []
-        for model in np.flatnonzero(whole):
+        for model in np.flatnonzero(whole).tolist():
             (line,) = axes.plot(
                 at[model],
                 np.maximum(found[model], FLOOR * top / 10),

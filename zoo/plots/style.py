@@ -30,7 +30,7 @@ PHASE_COLOURS = {
     "IV-B": "#0072B2",
     "diverged": "#000000",
 }
-MISSING = {"facecolor": "#ededed", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0}
+MISSING: dict[str, Any] = {"facecolor": "#ededed", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0}
 CYCLE = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")  # neighbours differ in grey too
 PHASE_MARKERS = {"I": "v", "II": "s", "III": "D", "IV-A": "^", "IV-B": "o", "diverged": "X"}
 MARKERS = ("P", "p", "h", "*", "<", ">", "d")
