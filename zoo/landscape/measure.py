@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from catalog.errors import BuildError, FormatError, InvalidSpecError, MeasureError, StorageError, ZooError, unknown_name
+from catalog.errors import (
+    BuildError,
+    FormatError,
+    InvalidSpecError,
+    MeasureError,
+    MissingDataError,
+    StorageError,
+    ZooError,
+    unknown_name,
+)
 from catalog.metrics import compact, measurements, version_of
 from catalog.store import Zoo, open_zoo
 from kernels.curvature.surface import surface
@@ -85,6 +94,7 @@ def measure(
         raise InvalidSpecError(f"workers must be 0 or more, got {workers}")
     chosen = with_settings(metric_names(metrics), settings or {})
     zoo = open_zoo(url, metrics_at=metrics_at, **storage_options)
+    check_frames(zoo, chosen)
     plan = plan_of(zoo)
     processes = default_workers(device) if workers is None else workers
     rows = chosen_rows(zoo, where, epoch)
@@ -129,6 +139,15 @@ def with_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str
         for name in takers:
             own[name][setting] = value
     return {name: METRICS[name].complete(name, changed) for name, changed in own.items()}
+
+
+def check_frames(zoo: Zoo, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise MissingDataError if settings name a frame, an alignment, that the zoo does not have."""
+    for name, settings in chosen.items():
+        if (frame := settings.get("frame")) is not None:
+            raise MissingDataError(
+                f"{zoo.url} has no frame {frame!r}, which {name} was to use; leave frame out for weights as they are"
+            )
 
 
 def plan_of(zoo: Zoo) -> Plan:

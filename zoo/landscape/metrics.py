@@ -1,35 +1,85 @@
-"""All metrics by name. Adding one is a function and a line here."""
+"""All metrics by name. Adding one is a function, and a line here."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
+from zoo.landscape.averaging import averaging_gain, seed_averaging_gain
+from zoo.landscape.connectivity import linear_barrier, mode_connectivity
+from zoo.landscape.hessian import gradient_norm, hessian_top_eigenvalue, hessian_trace
+from zoo.landscape.metric import Metric
+from zoo.landscape.sharpness import sharpness
+from zoo.landscape.similarity import cka_ptmz, cka_yang, disagreement, weight_distance
+from zoo.landscape.spectrum import hessian_spectrum
+from zoo.landscape.statistics import log_magnitude_entropy, stable_rank, weight_norm
 
-from zoo.architectures import Architecture
-from zoo.landscape.metric import Measured, Metric
-
-
-def gradient_norm(
-    architecture: Architecture, weights: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, loss_function: str
-) -> Measured:
-    from kernels.curvature.surface import surface
-
-    g = surface(architecture.build("meta"), weights, x, y, loss_function=loss_function).gradients()
-    value = g.double().norm(dim=1).cpu().numpy()
-    return Measured(value, 0 * value)
-
-
-def weight_distance(
-    architecture: Architecture, weights: torch.Tensor, partner: torch.Tensor, x: None, y: None
-) -> Measured:
-    value = (weights - partner).double().norm(dim=1).cpu().numpy()
-    return Measured(value, 0 * value)
-
+CURVATURE = "loss / weight²"
+POINTS = "percentage points"
 
 METRICS: dict[str, Metric] = {
-    "gradient_norm": Metric(gradient_norm),
-    "weight_distance": Metric(weight_distance, needs="partner", split=None),
+    "gradient_norm": Metric(gradient_norm, unit="loss / weight"),
+    "hessian_trace": Metric(
+        hessian_trace,
+        columns=("hessian_trace_method",),
+        unit=CURVATURE,
+        passes=lambda s: 10 if s["method"] in ("auto", "exact") else s["probes"],
+    ),
+    "hessian_top_eigenvalue": Metric(
+        hessian_top_eigenvalue,
+        columns=("hessian_top_eigenvalue_residual", "hessian_top_eigenvalue_iterations", "hessian_lowest_ritz"),
+        unit=CURVATURE,
+        passes=lambda s: min(s["iterations"], 30),
+    ),
+    "hessian_spectrum": Metric(
+        hessian_spectrum,
+        columns=("hessian_spectrum_nodes", "hessian_spectrum_weights"),
+        unit="negative share",
+        passes=lambda s: 2 * s["probes"] * s["steps"],
+    ),
+    "sharpness": Metric(sharpness, columns=("sharpness_first_order",), unit="loss", passes=lambda s: 1.5 * s["steps"]),
+    "weight_norm": Metric(weight_norm, split=None),
+    "stable_rank": Metric(stable_rank, split=None),
+    "log_magnitude_entropy": Metric(log_magnitude_entropy, split=None, unit="nats"),
+    "cka_yang": Metric(cka_yang, needs="partner", labels="clean"),
+    "cka_ptmz": Metric(cka_ptmz, needs="partner", split="test", labels="clean"),
+    "mode_connectivity": Metric(
+        mode_connectivity,
+        needs="partner",
+        labels="clean",
+        columns=("mc_peak", "mc_t", "mc_interior", "mc_errors", "mc_losses"),
+        unit=POINTS,
+        passes=lambda s: 2 * s["epochs"] + s["points"],
+    ),
+    "linear_barrier": Metric(
+        linear_barrier,
+        needs="partner",
+        labels="clean",
+        columns=("linear_barrier_t", "linear_barrier_loss", "linear_barrier_errors"),
+        unit=POINTS,
+        passes=lambda s: s["points"] / 2,
+    ),
+    "weight_distance": Metric(
+        weight_distance, needs="partner", split=None, labels="clean", columns=("weight_distance_relative",)
+    ),
+    "disagreement": Metric(
+        disagreement, needs="partner", split="test", labels="clean", columns=("disagreement_normalised",), unit="share"
+    ),
+    "averaging_gain": Metric(
+        averaging_gain,
+        needs="history",
+        split="test",
+        labels="clean",
+        columns=("averaging_gain_accuracy", "averaging_gain_count"),
+        unit=POINTS,
+    ),
+    "seed_averaging_gain": Metric(
+        seed_averaging_gain,
+        needs="cell",
+        split="test",
+        labels="clean",
+        columns=("seed_averaging_gain_accuracy", "seed_averaging_gain_count"),
+        unit=POINTS,
+    ),
 }
 
 
