@@ -214,6 +214,71 @@ def metrics(
 
 
 @app.command()
+def phases(
+    zoo: ZooArgument,
+    rule: Annotated[str, typer.Option(help="yang, median or ptmz.")] = "yang",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, as in tau_loss=0.2.")] = None,
+    where: Annotated[str | None, typer.Option(help="A condition on rows.")] = None,
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
+    metrics_at: MetricsAt = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label each cell with its phase, from measured columns, and store the labels."""
+    with _errors(as_json):
+        from zoo.label import label
+
+        found = label(zoo, rule, settings=_settings(settings or []), where=where, epoch=epoch, metrics_at=metrics_at)
+        summary = found.by_phase()
+        if as_json:
+            print(json.dumps({"version": found.version, "rule": found.rule.settings(), "phases": summary.to_dicts()}))
+        elif not quiet:
+            _print_phases(summary)
+            print(f"phase@{found.version}: {len(found.rows)} rows labelled")
+
+
+@app.command()
+def plot(
+    zoo: ZooArgument,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="map, scatter, line, plane, bezier or spectrum.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.png|OUT.svg", help="File to write.")],
+    columns: Annotated[str | None, typer.Option(help="Columns of a map or scatter, separated by commas.")] = None,
+    against: Annotated[str, typer.Option(help="Column on the other axis of a scatter.")] = "test_accuracy",
+    where: Annotated[str | None, typer.Option(help="A condition on rows.")] = None,
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="A run's id; again for more.")] = None,
+    width: Annotated[str, typer.Option(help="single or double column of a paper, or inches.")] = "",
+    title: Annotated[str, typer.Option(help="Above the picture.")] = "",
+    metrics_at: MetricsAt = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a zoo: phase maps, metrics against accuracy, loss slices, curves between models, Hessian spectra."""
+    with _errors(as_json):
+        import catalog
+        from zoo.pictures import picture
+        from zoo.plots.style import save
+
+        options = {"width": width} if width else {}
+        figure = picture(
+            catalog.open(zoo, metrics_at=metrics_at),
+            kind,
+            columns=_names(columns) or (),
+            against=against,
+            where=where,
+            epoch=epoch,
+            runs=run or (),
+            title=title,
+            **options,
+        )
+        path = save(figure, out)
+        if as_json:
+            print(json.dumps({"file": str(path), "kind": kind}))
+        elif not quiet:
+            print(f"{path}: {kind} of {zoo}")
+
+
+@app.command()
 def export(
     zoo: ZooArgument,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)],
@@ -409,6 +474,21 @@ def _settings(given: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name.strip()] = value
     return found
+
+
+def _print_phases(summary: pl.DataFrame) -> None:
+    """A row a phase; means over its cells with their standard errors."""
+    rows = []
+    for row in summary.iter_rows(named=True):
+        counts = {name: str(row[name]) for name in ("cells", "runs", "outliers")}
+        means = {
+            name.replace("_", " "): f"{row[name]:.4g}"
+            + ("" if row[f"{name}_se"] is None else f" ± {row[f'{name}_se']:.2g}")
+            for name in row
+            if f"{name}_se" in row and row[name] is not None
+        }
+        rows.append({"phase": row["phase"] or "none", **counts, **means})
+    _print_dicts(rows)
 
 
 def _print_dicts(rows: list[dict[str, Any]]) -> None:

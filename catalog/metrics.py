@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -156,11 +156,7 @@ def with_metrics(zoo: Zoo, rows: pl.DataFrame) -> pl.DataFrame:
         FormatError: two metrics have a column of one name. QueryError: `zoo.versions` names one that is not there.
     """
     found = measurements(zoo)
-    for metric, version in zoo.versions.items():
-        if f"{metric}@{version}" not in found:
-            known = ", ".join(one.version for one in found.values() if one.metric == metric) or "none"
-            raise QueryError(f"{metric}@{version} is not measured in {zoo.url}; its versions: {known}")
-    plain = _plain(found.values(), zoo.versions)
+    plain = _plain(found, zoo)
     for name, one in found.items():
         named = one.rows.select(c for c in one.rows.columns if not _is_empty_reason(one, c))
         if name not in plain:
@@ -171,16 +167,40 @@ def with_metrics(zoo: Zoo, rows: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
-def _plain(found: Iterable[Measurement], chosen: Mapping[str, str]) -> set[str]:
+def plain_versions(zoo: Zoo) -> dict[str, str]:
+    """Metric -> the version whose columns have their plain names; errors as for `with_metrics`."""
+    found = measurements(zoo)
+    return {found[name].metric: found[name].version for name in sorted(_plain(found, zoo))}
+
+
+def replace_measurement(zoo: Zoo, found: Measurement) -> None:
+    """Put these rows in the place of those of the same runs and epochs: for columns that follow from others."""
+    known = measurements(zoo, [found.metric]).get(found.name)
+    rows = found.rows
+    if known is not None:
+        old = known.rows.join(rows, on=list(KEYS), how="anti", maintain_order="left")
+        rows = pl.concat([rows, old], how="diagonal_relaxed")
+    before = metric_files(zoo.metrics_folder).get(found.name, [])
+    kept = write_measurement(zoo, replace(found, rows=rows))
+    for file in before:
+        if file != kept:
+            zoo.metrics_folder.remove(file)
+
+
+def _plain(found: Mapping[str, Measurement], zoo: Zoo) -> set[str]:
     """metric@version of those whose columns have their plain names."""
     by_metric: dict[str, list[Measurement]] = {}
-    for one in found:
+    for one in found.values():
         by_metric.setdefault(one.metric, []).append(one)
+    for metric, version in zoo.versions.items():
+        if f"{metric}@{version}" not in found:
+            known = ", ".join(one.version for one in by_metric.get(metric, [])) or "none"
+            raise QueryError(f"{metric}@{version} is not measured in {zoo.url}; its versions: {known}")
     plain = set()
     for metric, versions in by_metric.items():
         default = sorted((one for one in versions if one.default), key=lambda one: one.definition)
-        if metric in chosen:
-            plain.add(f"{metric}@{chosen[metric]}")
+        if metric in zoo.versions:
+            plain.add(f"{metric}@{zoo.versions[metric]}")
         elif default:
             plain.add(default[-1].name)
         elif len(versions) == 1:

@@ -48,7 +48,7 @@ def chosen_rows(zoo: Zoo, where: str | None = None, epoch: int | None = None) ->
     Raises:
         QueryError, UnknownNameError: see `catalog.table.query`. MissingDataError: no row is at that epoch.
     """
-    rows = query(zoo, where, status=None)
+    rows = query(zoo, where, status=None, columns=zoo.scan(None).collect_schema().names())
     if epoch is None:
         rows = rows.filter(pl.col("epoch") == pl.col("epoch").max().over("run"))
     elif len(rows):
