@@ -210,7 +210,7 @@ def metrics(
         if as_json:
             print(json.dumps(rows))
         else:
-            _print_dicts(rows)
+            _print_metrics(rows)
 
 
 @app.command()
@@ -491,22 +491,32 @@ def _print_phases(summary: pl.DataFrame) -> None:
     _print_dicts(rows)
 
 
-def _print_dicts(rows: list[dict[str, Any]]) -> None:
+def _print_metrics(rows: list[dict[str, Any]]) -> None:
+    """A paragraph a metric."""
+    for row in rows:
+        facts = [f"{row['rows']} rows"] if "rows" in row else [f"needs a {row['needs']}", row["unit"]]
+        print(f"{row['metric']} ({', '.join(filter(None, facts))})")
+        print(f"    columns: {', '.join(row['columns'])}")
+        if row["settings"]:
+            print(
+                f"    settings: {', '.join(f'{name}={json.dumps(value)}' for name, value in row['settings'].items())}"
+            )
+    if not rows:
+        print("nothing is measured yet; `weightscape measure ZOO` does")
+
+
+def _print_dicts(rows: list[dict[str, str]]) -> None:
+    """A table of texts with the same keys."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{name}={json.dumps(found)}" for name, found in value.items())
-        return ", ".join(value) if isinstance(value, list | tuple) else str(value)
 
     table = Table()
     for name in rows[0] if rows else ():
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(text(value)) for value in row.values()))
-    Console().print(table) if rows else print("nothing is measured yet; `weightscape measure ZOO` does")
+        table.add_row(*map(Text, row.values()))
+    Console().print(table)
 
 
 def _print_rows(rows: pl.DataFrame, form: str) -> None:
