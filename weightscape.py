@@ -12,12 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    import polars as pl
 
 INTERRUPTED, TERMINATED = 130, 143
 KEPT = "measured; the same command measures the rest"
@@ -99,12 +96,13 @@ def info(zoo: ZooArgument, as_json: Json = False) -> None:
     with _errors(as_json):
         import catalog
         from catalog.summary import summary
+        from zoo.printing import print_summary
 
         found = summary(catalog.open(zoo))
         if as_json:
             print(json.dumps(found))
             return
-        _print_summary(found)
+        print_summary(found)
 
 
 @app.command()
@@ -124,6 +122,7 @@ def query(
     with _errors(as_json):
         import catalog
         from catalog.errors import unknown_name
+        from zoo.printing import print_rows
 
         form = "json" if as_json else form
         if form not in ("table", "csv", "json"):
@@ -140,7 +139,7 @@ def query(
             limit=limit,
             status=None if status == "all" else status,
         )
-        _print_rows(rows, form)
+        print_rows(rows, form)
 
 
 @app.command()
@@ -196,6 +195,7 @@ def metrics(
     """The metrics that `measure` knows, or those a zoo has, with their settings."""
     with _errors(as_json):
         import catalog
+        from zoo.printing import print_metrics
 
         if zoo is None:
             from zoo.landscape.metrics import known
@@ -210,7 +210,7 @@ def metrics(
         if as_json:
             print(json.dumps(rows))
         else:
-            _print_metrics(rows)
+            print_metrics(rows)
 
 
 @app.command()
@@ -227,13 +227,14 @@ def phases(
     """Label each cell with its phase, from measured columns, and store the labels."""
     with _errors(as_json):
         from zoo.label import label
+        from zoo.printing import print_phases
 
         found = label(zoo, rule, settings=_settings(settings or []), where=where, epoch=epoch, metrics_at=metrics_at)
         summary = found.by_phase()
         if as_json:
             print(json.dumps({"version": found.version, "rule": found.rule.settings(), "phases": summary.to_dicts()}))
         elif not quiet:
-            _print_phases(summary)
+            print_phases(summary)
             print(f"phase@{found.version}: {len(found.rows)} rows labelled")
 
 
@@ -378,15 +379,16 @@ def bench(
         if not (summary or markdown or as_json):
             print("`make bench` in a checkout measures; `weightscape bench --summary` shows the latest results")
             return
+        from zoo.printing import print_bench, print_markdown
         from zoo.results import latest, rows
 
         found = latest(rows(RESULTS))
         if as_json:
             print(json.dumps(found))
         elif markdown:
-            _print_markdown(found)
+            print_markdown(found)
         else:
-            _print_bench(found)
+            print_bench(found)
 
 
 def _repack(command: str, source: str, target: str, as_json: bool, quiet: bool) -> None:
@@ -474,140 +476,6 @@ def _settings(given: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name.strip()] = value
     return found
-
-
-def _print_phases(summary: pl.DataFrame) -> None:
-    """A row a phase; means over its cells with their standard errors."""
-    rows = []
-    for row in summary.iter_rows(named=True):
-        counts = {name: str(row[name]) for name in ("cells", "runs", "outliers")}
-        means = {
-            name.replace("_", " "): f"{row[name]:.4g}"
-            + ("" if row[f"{name}_se"] is None else f" ± {row[f'{name}_se']:.2g}")
-            for name in row
-            if f"{name}_se" in row and row[name] is not None
-        }
-        rows.append({"phase": row["phase"] or "none", **counts, **means})
-    _print_dicts(rows)
-
-
-def _print_metrics(rows: list[dict[str, Any]]) -> None:
-    """A paragraph a metric."""
-    for row in rows:
-        facts = [f"{row['rows']} rows"] if "rows" in row else [f"needs a {row['needs']}", row["unit"]]
-        print(f"{row['metric']} ({', '.join(filter(None, facts))})")
-        print(f"    columns: {', '.join(row['columns'])}")
-        if row["settings"]:
-            print(
-                f"    settings: {', '.join(f'{name}={json.dumps(value)}' for name, value in row['settings'].items())}"
-            )
-    if not rows:
-        print("nothing is measured yet; `weightscape measure ZOO` does")
-
-
-def _print_dicts(rows: list[dict[str, str]]) -> None:
-    """A table of texts with the same keys."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
-    Console().print(table)
-
-
-def _print_rows(rows: pl.DataFrame, form: str) -> None:
-    import polars as pl
-
-    binary = [name for name, dtype in rows.schema.items() if dtype == pl.Binary]
-    rows = rows.with_columns(pl.col(name).bin.encode("hex") for name in binary)
-    if form == "json":
-        for record in rows.iter_rows(named=True):
-            print(json.dumps(record))
-        return
-    if form == "csv":
-        print(_harmless(rows).write_csv(), end="")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for name in rows.columns:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows.head(100).iter_rows():
-        table.add_row(*(Text(f"{value:.6g}" if isinstance(value, float) else str(value)) for value in row))
-    console = Console()
-    console.print(table)
-    console.print(f"{len(rows)} rows" + (", the first 100 shown; --format csv prints all" if len(rows) > 100 else ""))
-
-
-def _harmless(rows: pl.DataFrame) -> pl.DataFrame:
-    """Text cells that a spreadsheet would run as a formula get an apostrophe in front."""
-    import polars as pl
-
-    text = pl.selectors.string()
-    return rows.with_columns(
-        pl.when(text.str.contains(r"^[=+\-@\t\r]")).then(pl.lit("'") + text).otherwise(text).name.keep()
-    )
-
-
-def _print_summary(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from zoo.sizes import size
-
-    console = Console()
-    state = "complete" if found["complete"] else f"{found['committed']} of {found['shards']} shards committed"
-    rows = ", ".join(f"{count} {status}" for status, count in found["rows"].items()) or "none"
-    extent = f"{size(found['bytes'])} of {found['dtype']} weights"
-    if "packed_bytes" in found:
-        ratio = f" ({found['bytes'] / found['packed_bytes']:.2f}x)" if found["complete"] else ""
-        extent += f", packed in {size(found['packed_bytes'])}{ratio}"
-    console.print(Text(f"{found['name']}: {found['models']} models, {state}; {extent}"))
-    console.print(Text(f"rows: {rows}"))
-    table = Table()
-    for name in ("variant", "models", "checkpoints", "weights", "shards", "size"):
-        table.add_column(name, justify="left" if name == "variant" else "right", overflow="fold")
-    for variant_name, variant in found["variants"].items():
-        counts = [str(variant[key]) for key in ("models", "checkpoints", "weights")]
-        table.add_row(
-            Text(variant_name), *counts, f"{variant['committed']}/{variant['shards']}", size(variant["bytes"])
-        )
-    console.print(table)
-    if found["metrics"]:
-        measured = ", ".join(f"{name} ({one['rows']} rows)" for name, one in found["metrics"].items())
-        console.print(Text(f"measured: {measured}"), soft_wrap=True)
-    axes = found["spec"].get("axes") or {}
-    for name, values in axes.items():
-        console.print(Text(f"{name}: {values}"), soft_wrap=True)
-
-
-def _print_bench(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from zoo.results import COLUMNS, cells
-
-    table = Table(show_lines=True)
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, cells(row)))
-    Console().print(table)
-
-
-def _print_markdown(rows: list[dict[str, Any]]) -> None:
-    from zoo.results import COLUMNS, cells
-
-    for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)):
-        print("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import catalog
 import weightscape
+from zoo import printing
 from zoo.architectures import Architecture
 from zoo.build import build
 from zoo.presets import PRESETS, tiny
@@ -96,8 +97,8 @@ def test_query_without_condition_over_two_zoos(tiny_zoo: str, tmp_path: Path) ->
 
 def test_csv_cells_are_no_formulas() -> None:
     rows = pl.DataFrame({"text": ["=1+1", "@x", "-2", "fine", "+3"], "number": [-1, 2, 3, 4, 5]})
-    assert weightscape._harmless(rows)["text"].to_list() == ["'=1+1", "'@x", "'-2", "fine", "'+3"]
-    assert weightscape._harmless(rows)["number"].to_list() == [-1, 2, 3, 4, 5]
+    assert printing.harmless(rows)["text"].to_list() == ["'=1+1", "'@x", "'-2", "fine", "'+3"]
+    assert printing.harmless(rows)["number"].to_list() == [-1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
