@@ -11,18 +11,19 @@ BatchNorm in eval mode is linear in its inputs and in each of its weights, so it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.curvature.autograd import activations, tensors_of
 from kernels.curvature.chunks import parts, room
 from kernels.curvature.preactivations import loss_columns
 from kernels.mlp.network import UnsupportedError
 from kernels.population import Dropout
 
+KEPT = 8  # numbers, for each of the forward pass: activations, gradients, patches of convolutions
 LINEAR = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 PIECEWISE = (
     nn.ReLU, nn.LeakyReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout,
@@ -69,13 +70,13 @@ def trace(module: nn.Module, weights: Tensor, x: Tensor, y: Tensor, loss_functio
         UnsupportedError: see `piecewise_layers`.
     """
     layers, y = piecewise_layers(module), y.expand(len(weights), -1)
-    together, samples = parts(_numbers(layers, x), len(weights), len(x), room(weights))
+    together, samples = parts(KEPT * activations(module, x), len(weights), len(x), room(weights))
     found = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     was_training = module.training
     module.train(False)
     try:
         for models in together:
-            tensors = _tensors(module, weights[models])
+            tensors = tensors_of(module, weights[models])
             for these in samples:
                 sums = _samples_traces(layers, tensors, x[these], y[models, these], loss_function)
                 found[models] += sums.sum(1, dtype=torch.float64)
@@ -91,7 +92,10 @@ def _samples_traces(
     here, shared, weighed = x, True, []
     with torch.enable_grad():
         for name, layer in layers.items():
-            own = {key: tensors[f"{name}.{key}" if name else key] for key, _ in _state(layer)}
+            own = {
+                key: tensors[f"{name}.{key}" if name else key]
+                for key, _ in (*layer.named_parameters(), *layer.named_buffers())
+            }
 
             def one(own: dict[str, Tensor], a: Tensor, layer: nn.Module = layer) -> Tensor:
                 return torch.func.functional_call(layer, own, (a,))
@@ -144,35 +148,3 @@ class _Squares:
         else:
             found = (flat @ self.seen).square().sum((-1, -2))
         return found + flat.sum(-1).square().sum(-1) if self.bias else found
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-def _tensors(module: nn.Module, weights: Tensor) -> dict[str, Tensor]:
-    """name -> (models, *shape), views of flat weights."""
-    tensors, place = {}, 0
-    for name, tensor in _state(module):
-        tensors[name] = weights[:, place : place + tensor.numel()].detach().reshape(-1, *tensor.shape)
-        place += math.prod(tensor.shape)
-    return tensors
-
-
-def _numbers(layers: dict[str, nn.Module], x: Tensor) -> int:
-    """Numbers that stay for a sample: activations, their gradients, and patches of convolutions."""
-    here, total = torch.empty(1, *x.shape[1:], device="meta"), 0
-    for layer in layers.values():
-        out = type(layer).forward(_on_meta(layer), here)
-        patches = (
-            here.shape[1] * math.prod(layer.kernel_size) * out[0, 0].numel() if isinstance(layer, nn.Conv2d) else 0
-        )
-        total, here = total + 2 * out.numel() + patches, out
-    return total
-
-
-def _on_meta(layer: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(layer).to("meta").eval()

@@ -32,7 +32,9 @@ def trace(network: MLP, weights: Tensor, x: Tensor, y: Tensor, loss_function: st
 @torch.no_grad()
 def _samples_traces(network: MLP, weights: Tensor, x: Tensor, y: Tensor, loss_function: str) -> Tensor:
     """(models, samples) of each sample's own loss."""
-    layers, outputs, slopes, bends = _layers(network, weights), [x.expand(len(weights), -1, -1)], [], []
+    layers, outputs = _layers(network, weights), [x.expand(len(weights), -1, -1)]
+    slopes: list[Tensor] = []
+    bends: list[Tensor] = []
     logits = outputs[0]
     for number, (matrix, bias) in enumerate(layers):
         logits = torch.baddbmm(bias[:, None], outputs[-1], matrix.transpose(1, 2))

@@ -58,9 +58,11 @@ def exact_trace(
 
 
 def has_exact_trace(module: nn.Module) -> bool:
-    """Whether `exact_trace` takes this module: an MLP of any of the activations of `kernels.mlp.network`, or a
-    Sequential of layers that are piecewise linear (ReLU, pooling) or linear in each weight (convolutions, linear layers,
-    BatchNorm in eval mode). GroupNorm and smooth activations behind convolutions are neither.
+    """Whether `exact_trace` takes this module.
+
+    It takes MLPs of any activation of `kernels.mlp.network`, and Sequentials of layers that are piecewise linear (ReLU,
+    pooling) or linear in each weight (convolutions, linear layers, BatchNorm in eval mode). GroupNorm, and smooth
+    activations behind convolutions, are neither.
     """
     for check in (mlp_of, piecewise.piecewise_layers):
         try:
