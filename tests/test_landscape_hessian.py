@@ -264,7 +264,7 @@ def curves(found: Measured, kind: str) -> list[np.ndarray]:
 
 @every_case
 def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
-    """Negative share, traces of H and H^2 within four standard errors; density near, at a tenth of its spread."""
+    """Negative share, traces of H and H^2 within four standard errors; the density too, and nearly equal."""
     _, eigenvalues = truth(architecture)
     found = hessian_spectrum(architecture, *population(architecture), **LOSS, probes=PROBES, steps=12)
     share = np.maximum(-eigenvalues, 0).sum(1) / abs(eigenvalues).sum(1)
@@ -276,13 +276,17 @@ def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
             moments = count * (shares * nodes**power).reshape(PROBES, -1).sum(1) * PROBES
             error = moments.std(ddof=1) / PROBES**0.5
             assert abs(moments.mean() - (eigenvalues[model] ** power).sum()) < 4 * error
-        width = 0.1 * eigenvalues[model].std()
-        grid = np.linspace(eigenvalues[model, 0] - 6 * width, eigenvalues[model, -1] + 6 * width, 700)
-        ours = density(nodes, shares, grid, width)
+        width = 0.3 * eigenvalues[model].std()
+        grid = np.linspace(eigenvalues[model, 0] - 6 * width, eigenvalues[model, -1] + 6 * width, 400)
+        probes = zip(nodes.reshape(PROBES, -1), shares.reshape(PROBES, -1) * PROBES, strict=True)
+        each = np.stack([density(*probe, grid, width) for probe in probes])
         exact = density(eigenvalues[model], np.full(count, 1 / count), grid, width)
+        np.testing.assert_allclose(density(nodes, shares, grid, width), each.mean(0), rtol=1e-9, atol=1e-12)
+        error = each.std(0, ddof=1) / PROBES**0.5
+        assert (abs(each.mean(0) - exact) < 4 * error + 1e-3 * exact.max()).all()  # and a little for 12 steps
         step = grid[1] - grid[0]
-        assert ours.sum() * step == pytest.approx(1, abs=1e-3)
-        assert abs(ours - exact).sum() * step < 0.12  # of mass 1 each
+        assert each.mean(0).sum() * step == pytest.approx(1, abs=1e-3)
+        assert abs(each.mean(0) - exact).sum() * step < 0.1  # of mass 1 each
 
 
 def test_standard_errors_of_the_spectrum_are_what_they_say() -> None:
