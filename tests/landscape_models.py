@@ -1,5 +1,6 @@
 """Small populations for the landscape metrics, their exact Hessians, and the lines that describe the metrics."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -7,7 +8,7 @@ from torch.func import functional_call
 from kernels.losses import LOSSES
 from zoo.architectures import Architecture
 from zoo.landscape.hessian import gradient_norm, hessian_top_eigenvalue, hessian_trace
-from zoo.landscape.metric import Metric
+from zoo.landscape.metric import Measured, Metric
 from zoo.landscape.sharpness import sharpness
 from zoo.landscape.spectrum import hessian_spectrum
 from zoo.landscape.statistics import log_magnitude_entropy, stable_rank, weight_norm
@@ -84,3 +85,10 @@ def dense_hessians(
 
 def as_float32(weights: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights.float(), x.float(), y
+
+
+def numbers(found: Measured, column: str) -> np.ndarray:
+    """A column that holds numbers."""
+    values = found.others[column]
+    assert isinstance(values, np.ndarray)
+    return values

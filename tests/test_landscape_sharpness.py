@@ -21,13 +21,14 @@ from tests.landscape_models import (
     RELU,
     as_float32,
     dense_hessians,
+    numbers,
     population,
 )
 from zoo.architectures import Architecture
 from zoo.landscape.chunks import OVERFLOW
 from zoo.landscape.sharpness import sharpness
 
-LOSS = {"loss_function": "cross_entropy"}
+LOSS: dict[str, Any] = {"loss_function": "cross_entropy"}
 every_case = pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
 both_balls = pytest.mark.parametrize("adaptive", [False, True])
 
@@ -58,7 +59,7 @@ def test_quadratic_loss_in_closed_form(radius: float, adaptive: bool) -> None:
         assert found.value[model] == pytest.approx(highest, rel=1e-4)
         assert found.value[model] <= highest * (1 + 1e-9)  # no point was outside the ball
         step = radius * slope / np.linalg.norm(slope)
-        first: Any = found.others["sharpness_first_order"][model]
+        first = numbers(found, "sharpness_first_order")[model]
         assert first == pytest.approx(slope @ step + step @ curvature @ step / 2, rel=1e-9)
     twenty = sharpness(LINEAR, weights, x, y, loss_function="mse", radius=radius, adaptive=adaptive)
     np.testing.assert_allclose(twenty.value, found.value, rtol=0.02)
@@ -71,12 +72,12 @@ def test_at_least_the_first_order_value_and_growing_with_the_radius(architecture
     before = np.zeros(MODELS)
     for radius in (0.001, 0.01, 0.05, 0.1, 0.3, 1.0):
         found = sharpness(architecture, *data, **LOSS, radius=radius, adaptive=adaptive)
-        assert (found.value >= found.others["sharpness_first_order"]).all()
+        assert (found.value >= numbers(found, "sharpness_first_order")).all()
         assert (found.value > before).all()
         np.testing.assert_array_equal(found.standard_error, 0)
         before = found.value
     one = sharpness(architecture, *data, **LOSS, steps=1, adaptive=adaptive)
-    np.testing.assert_array_equal(one.value, np.maximum(one.others["sharpness_first_order"], 0))
+    np.testing.assert_array_equal(one.value, np.maximum(numbers(one, "sharpness_first_order"), 0))
 
 
 @pytest.mark.parametrize("radius", [0.05, 0.5])
@@ -177,7 +178,7 @@ def test_a_flat_loss_does_not_rise() -> None:
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidSpecError, match=said):
-        sharpness(MLP, *population(MLP), **LOSS, **settings)
+        METRICS["sharpness"].measure(MLP, *population(MLP), **LOSS, **settings)
 
 
 def test_columns_and_nobody() -> None:

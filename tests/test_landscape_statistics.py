@@ -11,13 +11,13 @@ from scipy import stats
 from torch import Tensor
 
 import zoo.landscape.chunks
-from tests.landscape_models import CASES, LINEAR, METRICS, MLP, MODELS, as_float32, population
+from tests.landscape_models import CASES, LINEAR, METRICS, MLP, MODELS, as_float32, numbers, population
 from zoo.architectures import Architecture
 from zoo.landscape.statistics import NO_ENTROPY, NO_NORM, NO_RANK, log_magnitude_entropy, stable_rank, weight_norm
 
 STATISTICS = {name: METRICS[name].measure for name in METRICS if METRICS[name].split is None}
 every_case = pytest.mark.parametrize("architecture", CASES, ids=lambda a: a.name)
-WIDE = Architecture("mlp", {"depth": 0}, (20_000,), 5)  # one matrix of 100,000 entries
+WIDE = Architecture("mlp", {"depth": 0}, (4000,), 25)  # one matrix of 100,000 entries
 
 
 def matrices(architecture: Architecture, weights: Tensor) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def test_weight_norm(architecture: Architecture) -> None:
     assert set(found.others) == {f"weight_norm_{name.replace('.', '_')}" for name in names}
     for name in names:
         expected = architecture.layout.tensor(weights, name).flatten(1).norm(dim=1)
-        np.testing.assert_allclose(found.others[f"weight_norm_{name.replace('.', '_')}"], expected, rtol=1e-13)
+        np.testing.assert_allclose(numbers(found, f"weight_norm_{name.replace('.', '_')}"), expected, rtol=1e-13)
     columns = [np.asarray(column, np.float64) for column in found.others.values()]
     np.testing.assert_allclose(np.sqrt(np.square(columns).sum(0)), found.value, rtol=1e-13)
 
@@ -54,7 +54,7 @@ def test_stable_rank(architecture: Architecture) -> None:
         expected[f"stable_rank_{name}"] = (singular.square().sum(1) / singular[:, 0] ** 2).numpy()
     assert set(found.others) == set(expected)
     for name, ranks in expected.items():
-        np.testing.assert_allclose(found.others[name], ranks, rtol=1e-12)
+        np.testing.assert_allclose(numbers(found, name), ranks, rtol=1e-12)
     np.testing.assert_allclose(found.value, np.mean(list(expected.values()), 0), rtol=1e-12)
     np.testing.assert_allclose(stable_rank(architecture, weights * 1e-160).value, found.value, rtol=1e-12)
 
@@ -83,18 +83,18 @@ def test_log_magnitude_entropy_is_that_of_a_histogram(architecture: Architecture
     assert set(found.others) == {f"log_magnitude_entropy_{name}" for name in (*layers, "zeros")}
     for model in range(MODELS):
         for name, some in layers.items():
-            value = found.others[f"log_magnitude_entropy_{name}"][model]
+            value = numbers(found, f"log_magnitude_entropy_{name}")[model]
             assert value == pytest.approx(expected(some[model].numpy().ravel()), rel=1e-12)
         together = np.concatenate([some[model].numpy().ravel() for some in layers.values()])
         assert found.value[model] == pytest.approx(expected(together), rel=1e-12)
-    np.testing.assert_array_equal(found.others["log_magnitude_entropy_zeros"], 0)
+    np.testing.assert_array_equal(numbers(found, "log_magnitude_entropy_zeros"), 0)
 
 
 @given(scale=st.floats(1e-30, 1e30))
 def test_entropy_of_known_distributions_at_any_scale(scale: float) -> None:
     """Differential entropies of ln|w|: of Gaussians, of magnitudes uniform from 0, and of uniform logarithms."""
     generator = np.random.default_rng(0)
-    count = WIDE.layout.size - 5
+    count = WIDE.layout.size - 25
     draws = np.stack([generator.standard_normal(count), generator.random(count), np.exp(3 * generator.random(count))])
     weights = torch.zeros(3, WIDE.layout.size, dtype=torch.float64)
     weights[:, :count] = torch.from_numpy(draws * scale)
@@ -102,7 +102,8 @@ def test_entropy_of_known_distributions_at_any_scale(scale: float) -> None:
     found = log_magnitude_entropy(WIDE, weights).value
     gauss = math.log(math.pi * math.e / 2) / 2 + (np.euler_gamma + math.log(2)) / 2
     assert gauss == pytest.approx(1.361, abs=1e-3)
-    np.testing.assert_allclose(found, [gauss, 1, math.log(3)], atol=0.012)  # spread .003, bias .001, bins cut at ends
+    np.testing.assert_allclose(found[0], gauss, atol=0.015)  # a spread of .004, and .002 too low
+    np.testing.assert_allclose(found[1:], [1, math.log(3)], atol=0.03)  # and ends that cut a bin of .05
 
 
 def test_zeros_are_left_out_and_counted() -> None:
@@ -115,10 +116,10 @@ def test_zeros_are_left_out_and_counted() -> None:
     weights[3, output.start] = torch.nan
     found = log_magnitude_entropy(MLP, weights)
     assert found.reasons == ["", "", NO_ENTROPY, NO_ENTROPY, ""]
-    assert np.isnan(found.others["log_magnitude_entropy_output_weight"]).tolist() == [True, False, True, True, False]
-    assert found.value[0] == found.others["log_magnitude_entropy_hidden0_weight"][0]
-    assert found.value[4] == whole.value[4]
-    np.testing.assert_allclose(found.others["log_magnitude_entropy_zeros"], [12 / 32, 1 / 32, 1, np.nan, 0])
+    assert np.isnan(numbers(found, "log_magnitude_entropy_output_weight")).tolist() == [True, False, True, True, False]
+    assert found.value[0] == pytest.approx(numbers(found, "log_magnitude_entropy_hidden0_weight")[0], rel=1e-12)
+    assert found.value[4] == pytest.approx(whole.value[4], rel=1e-12)
+    np.testing.assert_allclose(numbers(found, "log_magnitude_entropy_zeros"), [12 / 32, 1 / 32, 1, np.nan, 0])
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -139,7 +140,7 @@ def test_chunks_and_companions_change_nothing(
     ):
         np.testing.assert_allclose(found.value, whole.value[rows], rtol=1e-12)
         for column, values in whole.others.items():
-            np.testing.assert_allclose(found.others[column], np.asarray(values)[rows], rtol=1e-12)
+            np.testing.assert_allclose(numbers(found, column), np.asarray(values)[rows], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -151,7 +152,7 @@ def test_a_broken_model_hurts_no_other(name: str) -> None:
     why = {"weight_norm": NO_NORM, "stable_rank": NO_RANK, "log_magnitude_entropy": NO_ENTROPY}[name]
     assert found.reasons == ["", why, "", ""]
     assert np.isnan(found.value[1])
-    np.testing.assert_array_equal(found.value[[0, 2, 3]], whole.value[[0, 2, 3]])
+    np.testing.assert_allclose(found.value[[0, 2, 3]], whole.value[[0, 2, 3]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
