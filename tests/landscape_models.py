@@ -34,7 +34,7 @@ METRICS = {
     ),
 }
 
-MODELS, SAMPLES, CLASSES = 4, 20, 3
+MODELS, SAMPLES, CLASSES = 4, 16, 3
 MLP = Architecture("mlp", {"depth": 1, "width": 4, "activation": "tanh"}, (5,), CLASSES)
 LINEAR = Architecture("mlp", {"depth": 0}, (4,), CLASSES)
 RELU = Architecture("mlp", {"depth": 2, "width": 4, "activation": "relu"}, (1, 2, 2), CLASSES)

@@ -285,7 +285,7 @@ def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
         exact = density(eigenvalues[model], np.full(count, 1 / count), grid, width)
         np.testing.assert_allclose(density(nodes, shares, grid, width), each.mean(0), rtol=1e-9, atol=1e-12)
         error = each.std(0, ddof=1) / PROBES**0.5
-        assert (abs(each.mean(0) - exact) < 4 * error + 1e-3 * exact.max()).all()  # and a little for 12 steps
+        assert (abs(each.mean(0) - exact) < 4 * error + 0.01 * exact.max()).all()  # twelve steps resolve no more
         step = grid[1] - grid[0]
         assert each.mean(0).sum() * step == pytest.approx(1, abs=1e-3)
         assert abs(each.mean(0) - exact).sum() * step < 0.1  # of mass 1 each
@@ -295,7 +295,7 @@ def test_standard_errors_of_the_spectrum_are_what_they_say() -> None:
     weights, x, y = population(RELU)
     _, eigenvalues = truth(RELU)
     share = np.maximum(-eigenvalues[0], 0).sum() / abs(eigenvalues[0]).sum()
-    runs = [hessian_spectrum(RELU, weights[:1], x, y, **LOSS, probes=8, steps=8, seed=seed) for seed in range(40)]
+    runs = [hessian_spectrum(RELU, weights[:1], x, y, **LOSS, probes=8, steps=6, seed=seed) for seed in range(40)]
     z = np.array([(run.value[0] - share) / run.standard_error[0] for run in runs])
     assert abs(z.mean()) < 0.75  # four standard deviations of the mean of 40
     assert 0.7 < z.std() < 1.8
@@ -336,7 +336,7 @@ def test_against_pyhessian(architecture: Architecture, monkeypatch: pytest.Monke
         module = architecture.build().double()
         module.load_state_dict(architecture.layout.unflatten(row))
         peer = pyhessian.hessian(module, torch.nn.CrossEntropyLoss(), data=(x, y), cuda=False)
-        forms = np.array(peer.trace(maxIter=100, tol=0))
+        forms = np.array(peer.trace(maxIter=100, tol=-np.inf))  # any other stops at once where the trace is negative
         assert len(forms) == 100
         joint = np.hypot(forms.std(ddof=1) / 10, trace.standard_error[model])
         assert abs(forms.mean() - trace.value[model]) < 4 * joint
@@ -395,7 +395,8 @@ def test_exact_trace_of_own_labels_and_slices_of_samples(monkeypatch: pytest.Mon
     weights, x, y = population(RELU)
     labels = torch.stack([(y + model) % CLASSES for model in range(MODELS)])
     exact = dense_hessians(RELU, weights, x, labels).diagonal(dim1=1, dim2=2).sum(1)
-    for activations in (1 << 28, 1):
+    bytes_per_sample = zoo.landscape.chunks.Problem(RELU, x, y, **LOSS)._bytes(weights)
+    for activations in (1 << 28, 7 * bytes_per_sample):
         monkeypatch.setattr(zoo.landscape.chunks, "ACTIVATIONS", activations)
         found = hessian_trace(RELU, weights, x, labels, **LOSS, method="exact")
         np.testing.assert_allclose(found.value, exact, rtol=1e-9)
@@ -483,7 +484,7 @@ def test_bad_input_is_named() -> None:
         cases: list[tuple[dict[str, Any], str]] = [
             ({"loss_function": "hinge"}, "cross_entropy, mse"),
             ({"weights": weights[:, 1:]}, f"{MLP.layout.size}.* for {MLP.name}"),
-            ({"y": y[1:]}, "of 20 samples"),
+            ({"y": y[1:]}, "of 16 samples"),
             ({"y": torch.stack([y, y])}, "each of 4 models, got 2"),
             ({"x": x[:0], "y": y[:0]}, "no samples"),
         ]
@@ -498,7 +499,7 @@ def test_bad_input_is_named() -> None:
 def test_columns_are_the_declared_ones(architecture: Architecture) -> None:
     weights, x, y = as_float32(*population(architecture))
     for name, metric in SECOND_ORDER.items():
-        found = metric.measure(architecture, weights, x, y, **LOSS)
+        found = metric.measure(architecture, weights, x, y, **LOSS, **FEW.get(name, {}))
         assert set(found.others) == set(metric.columns), name
         assert found.value.dtype == found.standard_error.dtype == np.float64
         assert all(len(column) == MODELS for column in found.others.values())
@@ -509,10 +510,10 @@ def test_slices_of_samples_are_one_surface() -> None:
     weights, x, y = population(MLP)
     problem = zoo.landscape.chunks.Problem(MLP, x, y, "cross_entropy")
     whole = surface(problem.module, weights, x, y)
-    parts = [(7, 0), (7, 7), (6, 14)]
+    parts = [(7, 0), (7, 7), (2, 14)]
     cut = zoo.landscape.chunks.Slices(
         lambda number: surface(problem.module, weights, x[parts[number][1] :][:7], y[parts[number][1] :][:7]),
-        [count / 20 for count, _ in parts],
+        [count / 16 for count, _ in parts],
     )
     vectors = torch.randn(MODELS, 2, weights.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(cut.losses(), whole.losses(), rtol=1e-12, atol=1e-14)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -91,6 +91,7 @@ def test_log_magnitude_entropy_is_that_of_a_histogram(architecture: Architecture
 
 
 @given(scale=st.floats(1e-30, 1e30))
+@settings(max_examples=15)  # a histogram of 300,000 each
 def test_entropy_of_known_distributions_at_any_scale(scale: float) -> None:
     """Differential entropies of ln|w|: of Gaussians, of magnitudes uniform from 0, and of uniform logarithms."""
     generator = np.random.default_rng(0)
