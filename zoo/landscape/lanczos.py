@@ -27,24 +27,28 @@ def norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
 
 
-def extend(here: Surface, basis: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor]:
+def extend(here: Surface, basis: Tensor, below: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor]:
     """One step: the product of the Hessian with basis vector `place`, made orthogonal to all vectors so far.
 
     Args:
         basis: (models, probes, steps, size), of which the vectors up to `place` are orthonormal (or zero).
+        below: (models, probes, steps), entries below the diagonal of the steps before.
 
     Returns:
         diagonal, below: (models, probes) float64, entries of the tridiagonal matrix; rest (models, probes, size), the
         next vector times `below`.
 
-    Source: Golub and Van Loan, "Matrix computations", 4th edition, section 10.3.1. Orthogonalised twice against all
-        vectors by classical Gram-Schmidt (Giraud et al. 2005, "twice is enough").
+    Source: Golub and Van Loan, "Matrix computations", section 10.3 in the 4th edition, on complete reorthogonalisation.
+        The three-term recurrence is the first orthogonalisation, a pass of Gram-Schmidt over all vectors the second:
+        twice is enough (Giraud, Langou and Rozloznik 2005).
     """
     vector, known = basis[:, :, place], basis[:, :, : place + 1]
     rest = here.products(vector)
     diagonal = inner(vector, rest)
-    for _ in range(2):
-        rest = rest - (known.mT @ (known @ rest[..., None])).squeeze(-1)
+    rest = rest - diagonal[..., None].to(rest.dtype) * vector
+    if place:
+        rest -= below[..., place - 1, None].to(rest.dtype) * basis[:, :, place - 1]
+    rest -= ((known @ rest[..., None]).mT @ known)[..., 0, :]
     return diagonal, norms(rest), rest
 
 
@@ -75,7 +79,7 @@ def tridiagonalise(here: Surface, starts: Tensor, steps: int, parameters: int) -
     below = torch.zeros_like(diagonal)
     basis[:, :, 0] = starts
     for place in range(min(steps, parameters)):
-        diagonal[..., place], below[..., place], rest = extend(here, basis, place)
+        diagonal[..., place], below[..., place], rest = extend(here, basis, below, place)
         end = is_end(diagonal[..., : place + 1], below[..., : place + 1], parameters, starts.dtype)
         below[..., place].masked_fill_(end, 0)
         if place + 1 < steps:
@@ -111,7 +115,7 @@ def largest(
     below = torch.zeros_like(diagonal)
     basis[:, :, 0] = start
     for place in range(steps):
-        diagonal[..., place], below[..., place], rest = extend(here, basis, place)
+        diagonal[..., place], below[..., place], rest = extend(here, basis, below, place)
         end = is_end(diagonal[..., : place + 1], below[..., : place + 1], parameters, start.dtype)
         below[..., place].masked_fill_(end, 0)
         small = [entries[:, 0, : place + 1].cpu().numpy() for entries in (diagonal, below)]

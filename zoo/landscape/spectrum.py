@@ -88,8 +88,7 @@ def _negative_share(nodes: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, 
 
 def _encode(curves: np.ndarray, missing: np.ndarray) -> list[bytes]:
     """A curve a model; none where the value is missing."""
-    rows = curves.reshape(len(curves), -1).astype("<f8")
-    return [b"" if none else row.tobytes() for row, none in zip(rows, missing, strict=True)]
+    return [b"" if none else curve.astype("<f8").tobytes() for curve, none in zip(curves, missing, strict=True)]
 
 
 def decode(curve: bytes) -> np.ndarray:
