@@ -97,7 +97,7 @@ def reference(module: nn.Module, start: Tensor, end: Tensor, x: Tensor, y: Tenso
     samples, forward = len(x), forward_of(module)
     batch, labels = recipe.batch(samples), y.expand(len(start), -1)
     updates = samples // batch
-    theta, finite = (start + end) / 2, start.new_ones(len(start), dtype=torch.bool)
+    theta, finite = start / 2 + end / 2, start.new_ones(len(start), dtype=torch.bool)
     count = sum(parameter.numel() for parameter in module.parameters())
     middle, buffers = theta[:, :count], theta[:, count:].clone()
     state = {"steps": theta.new_zeros(1), "momentum": torch.zeros_like(middle)}
@@ -159,12 +159,13 @@ def compiled(network: Any, start: np.ndarray, end: np.ndarray, x: np.ndarray, y:
     hyper = {"momentum": 0.0, "beta2": 0.0, "epsilon": 0.0, "weight_decay": recipe.weight_decay, "dropout": 0.0}
     theta = np.empty_like(start)
     for pair, ends in enumerate(zip(start, end, strict=True)):
-        rows = (*ends, (ends[0] + ends[1]) / 2)
+        rows = (*ends, ends[0] / 2 + ends[1] / 2)
         first, last, model = (
             training.Model(space, row, "sgd", hyper, recipe.seed, x, labels[pair], len(x), ORDER_SITE, recipe.loss)
             for row in rows
         )
-        _descend(first, last, model, recipe)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a pair that diverges
+            _descend(first, last, model, recipe)
         theta[pair] = model.weights
     return theta
 
