@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from kernels.curves import Recipe, at, compiled, reference, shares
+from kernels.curves.compiled import compiled
+from kernels.curves.recipe import ORDER_SITE, Recipe, at, shares
+from kernels.curves.reference import reference
 from kernels.lanes.network import network_of
 from kernels.mlp.network import mlp_of
+from kernels.random import permutation
 from zoo.architectures import Architecture
 
 PAIRS, SAMPLES = 3, 40
@@ -60,9 +63,6 @@ def one_by_hand(architecture: Architecture, start: Tensor, end: Tensor, x: Tenso
 
 
 def order_of(recipe: Recipe, epoch: int, samples: int) -> Tensor:
-    from kernels.curves import ORDER_SITE
-    from kernels.random import permutation
-
     return torch.from_numpy(permutation(recipe.key, ORDER_SITE, epoch, count=samples)[0])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from catalog.errors import InvalidSpecError, UnknownNameError
-from kernels.curves import Recipe
+from kernels.curves.recipe import Recipe
 from zoo.architectures import Architecture
 from zoo.datasets import load_dataset
 from zoo.evaluate import evaluate
