@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import kernels.curves
 from catalog.errors import InvalidSpecError, unknown_name
-from kernels.curves import Recipe, at
+from kernels.curves.recipe import Recipe, at
+from kernels.curves.reference import reference
 from kernels.losses import LOSSES
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
@@ -75,10 +75,12 @@ def curve(
         labels = y if y.dim() == 1 else y[part]
         if network is None:
             module = architecture.build("meta")
-            theta[part] = kernels.curves.reference(module, weights[part], partner[part], x, labels, recipe)
+            theta[part] = reference(module, weights[part], partner[part], x, labels, recipe)
         else:
             arrays = (weights[part].numpy(), partner[part].numpy(), x.numpy(), labels.numpy())
-            theta[part] = torch.from_numpy(kernels.curves.compiled(network, *arrays, recipe))
+            from kernels.curves.compiled import compiled
+
+            theta[part] = torch.from_numpy(compiled(network, *arrays, recipe))
 
     if network is None:
         held = 8 * architecture.layout.size + 4 * recipe.batch(len(x)) * widest(architecture)
@@ -114,8 +116,7 @@ def _compilable(architecture: Architecture, weights: Tensor, impl: str | None) -
     """The network, if compiled code can train it; else None. As `zoo.train.train` chooses."""
 
     def network() -> object:
-        import kernels.lanes.training
-        import kernels.mlp.training  # noqa: F401  # whether numba is there and fits this numpy
+        import kernels.curves.compiled  # noqa: F401  # whether numba is there and fits this numpy
         from kernels.lanes.network import network_of
         from kernels.mlp.network import UnsupportedError, mlp_of
 
@@ -199,7 +200,7 @@ def mode_connectivity(
 
     Args:
         weights, partner: (pairs, size). x: (samples, *input_shape). y: (samples,) or (pairs, samples) int64.
-        epochs, learning_rate, momentum, weight_decay, batch_size, seed: see `kernels.curves.Recipe`.
+        epochs, learning_rate, momentum, weight_decay, batch_size, seed: see `kernels.curves.recipe.Recipe`.
         points: three or more, 0 and 1 among them.
         loss_function: that of the runs.
 

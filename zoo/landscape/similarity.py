@@ -14,7 +14,7 @@ from zoo.architectures import Architecture
 from zoo.evaluate import compilable
 from zoo.landscape.connectivity import check_frame
 from zoo.landscape.metric import Measured
-from zoo.landscape.norms import FLOATS, activations, up_to
+from zoo.landscape.norms import FLOATS, activations
 
 GROUPS = 10  # of samples, left out in turn for the standard error
 CONSTANT = "activations are the same for all samples, which leaves nothing to compare"
@@ -169,7 +169,7 @@ def _by_pairs(
 
     Activations of all samples are held at once: a wide layer on many samples takes as much as one pair needs.
     """
-    features = up_to(architecture, layer)(torch.empty(1, *architecture.input_shape, device="meta")).shape[1]
+    features = activations(architecture, weights[:1], x[:1], layer).shape[-1]
     each = max(FLOATS // (8 * len(x) * features), 1)
     value, error = np.empty(len(weights)), np.empty(len(weights))
     finite = np.ones(len(weights), bool)
