@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from catalog.errors import InvalidSpecError, SpecMismatchError, unknown_name
-from zoo.cells import require
+from zoo.cells import finite, require
 
 VERSION = 1  # of the shapes and of `zoo.diagnosis.failure_source`
 CANDIDATES = 48  # thresholds tried at a split that has further splits below; at the last ones all midpoints are
@@ -82,7 +82,7 @@ class MDTree:
         """
         names = sorted(columns_of(self.root))
         require(cells, names, numbers=True)
-        values = cells.select(pl.col(names).cast(pl.Float64)).fill_nan(None)
+        values = cells.select(pl.int_range(pl.len()).alias("_at"), *map(finite, names))  # a leaf alone reads none
         schema = {"diagnosis": pl.String, "diagnosis_path": pl.String, "diagnosis_reason": pl.String}
         return pl.DataFrame([_walk(self.root, row) for row in values.iter_rows(named=True)], schema, orient="row")
 
