@@ -55,7 +55,7 @@ def test_a_planted_tree_is_found(shape: str) -> None:
     accuracy = table["train_accuracy"].to_numpy()
     assert accuracy[accuracy <= 0.7].max() < tree.root.threshold < accuracy[accuracy > 0.7].min()
     many = cells(400, 1)
-    assert (tree.predict(many)["diagnosis"] == planted(many, shape)).mean() > 0.8
+    assert (tree.predict(many)["diagnosis"] == planted(many, shape)).to_numpy().mean() > 0.8
 
 
 def best_by_hand(table: pl.DataFrame, labels: list[str]) -> int:
