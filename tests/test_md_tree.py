@@ -82,6 +82,18 @@ def test_no_thresholds_are_better(drawn: list[tuple[int, int, str]]) -> None:
     assert fit_md_tree(table[::-1], labels[::-1]) == tree  # the order of cells decides nothing
 
 
+def test_what_separates_nothing_is_a_leaf_and_the_first_of_equals_is_taken() -> None:
+    table = cells(40)
+    alike = fit_md_tree(table, ["load"] * 40)
+    assert alike.root.column is None
+    assert alike.predict(table)["diagnosis"].to_list() == ["load"] * 40
+    table = pl.DataFrame({"train_accuracy": [0.0, 1.0, 2.0, 3.0, 4.0], "mc_peak": [0.0] * 5})
+    tree = fit_md_tree(table, ["b", "a", "b", "a", "a"])
+    assert tree.root.threshold == 0.5
+    assert tree.root.high is not None
+    assert tree.root.high.column is None
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_json_round_trip(shape: str) -> None:
     table = cells(40)
