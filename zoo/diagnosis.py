@@ -113,7 +113,7 @@ def judge(
     Returns:
         One row a rule: rule, accuracy, accuracy_se, gain (accuracy minus majority's), gain_se, repeats, num_cells. The
         splits overlap; their standard errors are those of Nadeau and Bengio 2003 (Inference for the generalization
-        error, Machine Learning 52, corrected resampled t-test: variance times 1/repeats + held out/fitted), not the naive ones.
+        error, Machine Learning 52, corrected resampled t-test): variance times 1/repeats + held out/fitted.
 
     Raises:
         InvalidSpecError: fewer than two repeats, cells or values to split, a share outside (0, 1).
