@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from catalog.errors import InvalidSpecError, SpecMismatchError, unknown_name
-from zoo.cells import require
+from zoo.cells import finite, require
 
 VERSION = 1  # of the shapes and of `zoo.diagnosis.failure_source`
 CANDIDATES = 48  # thresholds tried at a split that has further splits below; at the last ones all midpoints are
@@ -82,7 +82,7 @@ class MDTree:
         """
         names = sorted(columns_of(self.root))
         require(cells, names, numbers=True)
-        values = cells.select(pl.col(names).cast(pl.Float64)).fill_nan(None)
+        values = cells.select(pl.int_range(pl.len()).alias("_at"), *map(finite, names))  # a leaf alone reads none
         schema = {"diagnosis": pl.String, "diagnosis_path": pl.String, "diagnosis_reason": pl.String}
         return pl.DataFrame([_walk(self.root, row) for row in values.iter_rows(named=True)], schema, orient="row")
 
@@ -179,43 +179,49 @@ def _roles(shape: Shape) -> list[str]:
 
 
 def _fit(
-    shape: Shape, features: Mapping[str, np.ndarray], onehot: np.ndarray, names: list[str], roles: Mapping[str, str]
+    shape: Shape,
+    features: Mapping[str, np.ndarray],
+    onehot: np.ndarray,
+    names: list[str],
+    roles: Mapping[str, str],
+    above: str = "",
 ) -> tuple[int, Node]:
-    """Cells labelled rightly, and the node. onehot (cells, classes)."""
+    """Cells labelled rightly, and the node. onehot (cells, classes); without any cell the label is the one `above`."""
+    if not len(onehot):
+        return 0, Node(above, 0, 0.0)
     counts = onehot.sum(0)
     right = int(counts.max())
     leaf = Node(names[int(counts.argmax())], len(onehot), right / len(onehot))
+    best: tuple[int, Node] = (right, leaf)
     if shape is None:
-        return right, leaf
+        return best
     values = features[shape[0]]
-    cuts = _cuts(values, onehot, every=shape[1] is None and shape[2] is None)
-    best: tuple[int, Node] = (-1, leaf)
-    for threshold in cuts:
+    for threshold in _cuts(values, onehot, last=shape[1] is None and shape[2] is None):
         low = values <= threshold
         sides = [({k: v[part] for k, v in features.items()}, onehot[part]) for part in (low, ~low)]
-        below = [_fit(shape[i + 1], *side, names, roles) for i, side in enumerate(sides)]
+        below = [_fit(shape[i + 1], *side, names, roles, leaf.label) for i, side in enumerate(sides)]
         score = below[0][0] + below[1][0]
         if score > best[0]:
             split = roles[shape[0]], float(threshold)
             best = score, Node(leaf.label, leaf.cells, leaf.share, *split, below[0][1], below[1][1])
-    if best[0] <= right:  # no split, or none that helps
-        return right, leaf
     return best
 
 
-def _cuts(values: np.ndarray, onehot: np.ndarray, every: bool) -> np.ndarray:
-    """Midpoints to try. Of a split with leaves below, the best one alone: counts say it without trying."""
+def _cuts(values: np.ndarray, onehot: np.ndarray, last: bool) -> np.ndarray:
+    """Thresholds to try: midpoints, and two that send all cells one way, where only the splits below separate them.
+
+    Of a split with leaves below it is the best midpoint alone: counts say which, without trying.
+    """
     order = np.argsort(values, kind="stable")
     sorted_values = values[order]
     ends = np.flatnonzero(sorted_values[:-1] < sorted_values[1:])
-    if not len(ends):
-        return np.empty(0)
-    if every:
+    whole = [] if last else [sorted_values[-1], np.nextafter(sorted_values[0], -np.inf)]
+    if last and len(ends):
         low = onehot[order].cumsum(0)
         right = low[ends].max(1) + (low[-1] - low[ends]).max(1)
         ends = ends[[int(right.argmax())]]
     elif len(ends) > CANDIDATES:
         ends = ends[np.linspace(0, len(ends) - 1, CANDIDATES).round().astype(int)]
-    # The lower value plus half the step: no overflow, and below the upper value, whatever the rounding.
+    # Half of each: no overflow. Below the upper value, whatever the rounding.
     middle = sorted_values[ends] / 2 + sorted_values[ends + 1] / 2
-    return np.where(middle < sorted_values[ends + 1], middle, sorted_values[ends])
+    return np.concatenate([np.where(middle < sorted_values[ends + 1], middle, sorted_values[ends]), whole])
