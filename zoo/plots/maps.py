@@ -89,7 +89,8 @@ def phase_maps(
     with style.styled():
         figure = style.new_figure(style.inches(width), down * (height + 0.45) + 0.35 + (0.2 if title else 0))
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-        drawn, handles = [], []
+        drawn: list[tuple[Any, _Phases, bool]] = []
+        handles: list[Any] = []
         for place, axes in enumerate(panels.flat):
             if place >= len(columns):
                 axes.set_visible(False)
@@ -113,7 +114,7 @@ def phase_maps(
         _ticks(figure, [axes for axes, _, _ in drawn], grid)
         for axes, own, every in drawn:
             _on_top(figure, axes, own, every)
-    return figure
+        return style.settled(figure)
 
 
 def _is_phase(rows: pl.DataFrame, column: str, phase: str) -> bool:

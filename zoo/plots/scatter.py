@@ -148,7 +148,7 @@ def metric_scatter(
         upper.align_xlabels()
         style.heading(figure, [_mark(colours[name], markers[name], name) for name in known], title)
         _table(lower, table, lines, f"Spearman correlation with {spoken(against)} over {over}s")
-    return figure
+        return style.settled(figure)
 
 
 def _mark(colour: str, marker: str, label: str) -> Any:

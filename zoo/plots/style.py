@@ -105,6 +105,14 @@ def new_figure(width: float, height: float) -> Any:
     return Figure((width, height), dpi=DPI, layout="constrained")
 
 
+def settled(figure: Any) -> Any:
+    """The figure with all parts where they are now: each further layout would move them by a hair."""
+    for _ in range(2):  # the second knows the sizes of the labels that the first put in place
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def halo(width: float = 1.8) -> Sequence[Any]:
     """A white rim around text, readable on every colour."""
     from matplotlib.patheffects import withStroke
