@@ -111,9 +111,10 @@ def phase_maps(
             if place % across == 0:
                 axes.set_ylabel(_axis(grid.y, "temperature ↑"))
         style.heading(figure, handles, title)
-        _ticks(figure, [axes for axes, _, _ in drawn], grid)
+        _ticks([axes for axes, _, _ in drawn], grid, _inches_a_cell(figure, drawn[0][0], grid.shape))
+        room = _inches_a_cell(figure, drawn[0][0], grid.shape)
         for axes, own, every in drawn:
-            _on_top(figure, axes, own, every)
+            _on_top(axes, own, every, room)
         return style.settled(figure)
 
 
@@ -195,15 +196,11 @@ def _cells(axes: Any, values: Any, **colours: Any) -> Any:
     return axes.pcolormesh(*edges, values, edgecolors="face", linewidth=0.1, **colours)
 
 
-def _ticks(figure: Any, panels: Sequence[Any], grid: Grid) -> None:
-    """Values of the cells as labels; every second, third, ... where all do not fit."""
+def _ticks(panels: Sequence[Any], grid: Grid, room: tuple[float, float]) -> None:
+    """Values of the cells as labels; every second, third, ... where all do not fit. `room` is inches a cell."""
     x, y = [shown(value) for value in grid.loads], [shown(value) for value in grid.temperatures]
-    for axes in panels:
-        axes.set_xticks(range(len(x)), x)
-        axes.set_yticks(range(len(y)), y)
-    width, height = _inches_a_cell(figure, panels[0], grid.shape)
-    step_x = tick_step(x, width, 0.62 * style.SMALL / 72)
-    step_y = tick_step(["0"], height, 0.72 * style.SMALL / 72)
+    step_x = tick_step(x, room[0], 0.62 * style.SMALL / 72)
+    step_y = tick_step(["0"], room[1], 0.72 * style.SMALL / 72)
     for axes in panels:
         axes.set_xticks(range(0, len(x), step_x), x[::step_x])
         axes.set_yticks(range(0, len(y), step_y), y[::step_y])
@@ -215,7 +212,7 @@ def _inches_a_cell(figure: Any, axes: Any, shape: tuple[int, int]) -> tuple[floa
     return box.width / figure.dpi / shape[1], box.height / figure.dpi / shape[0]
 
 
-def _on_top(figure: Any, axes: Any, phases: _Phases, every: bool) -> None:
+def _on_top(axes: Any, phases: _Phases, every: bool, room: tuple[float, float]) -> None:
     """Borders, names in the middle of their regions where there is room, marks of outliers."""
     from matplotlib.collections import LineCollection
 
@@ -224,13 +221,12 @@ def _on_top(figure: Any, axes: Any, phases: _Phases, every: bool) -> None:
         axes.add_collection(
             LineCollection(list(lines), colors=colour, linewidths=thickness, capstyle="round"), autolim=False
         )
-    width, height = _inches_a_cell(figure, axes, phases.names.shape)
     taken = np.zeros((0, 4))
     for name, parts in regions(phases.names).items():
         for part in parts if every else parts[:1]:
             x, y, wide, high = place_of(part)
             size = style.NORMAL / 72
-            half = np.array([len(name) * LETTER * size / width, 1.1 * size / height]) / 2  # in cells
+            half = np.array([len(name) * LETTER * size / room[0], 1.1 * size / room[1]]) / 2  # in cells
             if part is not parts[0] and (2 * half > (wide, high)).any():
                 continue
             box = np.array([x - half[0], y - half[1], x + half[0], y + half[1]])
