@@ -76,6 +76,15 @@ DRAWN: dict[str, Callable[[], Any]] = {
     "one cell of phases": lambda: phase_map(grid_rows(1, 1)),
     "many cells": lambda: phase_map(grid_rows(30, 30, 1)),
     "no phases": lambda: phase_map(ROWS.drop("phase", "phase_outlier"), "mc"),
+    "long names": lambda: phase_map(
+        ROWS.rename({"load": LONG + "x", "temperature": LONG + "y"}), "mc", LONG + "x", LONG + "y"
+    ),
+    "scatter with long names": lambda: plots.metric_scatter(
+        ROWS.rename({"mc": LONG + "x"}), [LONG, "trace"], LONG + "x"
+    ),
+    "narrow scatter": lambda: plots.metric_scatter(
+        ROWS.rename({"mc": LONG + "x"}), [LONG, "trace"], LONG + "x", width="single"
+    ),
     "scatter": lambda: plots.draw("scatter", ROWS, ["trace", "mc", "wild", LONG], title="digits"),
     "scatter of runs": lambda: plots.draw("scatter", ROWS.drop("phase"), ["mc"], over="run", width="single"),
     "bare bezier": lambda: plots.draw("bezier", T, CURVES),

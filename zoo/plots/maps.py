@@ -16,7 +16,7 @@ from zoo.plots.grid import Grid, borders, cell_flags, cell_means, cell_names, gr
 from zoo.plots.scales import scale_of
 
 CELL = 0.27  # inches high, as long as the picture stays within HEIGHTS
-HEIGHTS = (1.1, 2.7)  # inches of cells
+HEIGHTS = (1.5, 2.7)  # inches of all cells: room for the label of the axis at least
 LETTER = 0.68  # width of a bold letter over its height
 # With serifs, as a bare I is a mere bar.
 NAME = {"family": "DejaVu Serif", "weight": "bold", "fontsize": style.NORMAL}
@@ -85,7 +85,7 @@ def phase_maps(
     over = _phases(rows, phase, outlier, grid, load, temperature)
     across = min(len(columns), max(1, round(style.inches(width) / 2.25))) if len(columns) > 1 else 1
     down = -(-len(columns) // across)
-    height = float(np.clip(CELL * len(grid.temperatures), *HEIGHTS)) * (1 if across < 3 else 0.75)
+    height = float(np.clip(CELL * len(grid.temperatures) * (1 if across < 3 else 0.75), *HEIGHTS))
     with style.styled():
         figure = style.new_figure(style.inches(width), down * (height + 0.45) + 0.35 + (0.2 if title else 0))
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
@@ -107,9 +107,9 @@ def phase_maps(
             last_of_column = place + across >= len(columns)
             axes.tick_params(labelbottom=last_of_column, labelleft=place % across == 0)
             if last_of_column:
-                axes.set_xlabel(_axis(grid.x, "load"))
+                axes.set_xlabel(wrapped(_axis(grid.x, "load"), 34))
             if place % across == 0:
-                axes.set_ylabel(_axis(grid.y, "temperature ↑"))
+                axes.set_ylabel(wrapped(_axis(grid.y, "temperature ↑"), int(height * 17)))
         style.heading(figure, handles, title)
         _ticks([axes for axes, _, _ in drawn], grid, _inches_a_cell(figure, drawn[0][0], grid.shape))
         room = _inches_a_cell(figure, drawn[0][0], grid.shape)
