@@ -138,8 +138,8 @@ def test_labels_that_do_not_fit_are_left_out(labels: list[str], room: float, ste
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
-def test_shown_values_are_the_values(value: float) -> None:
-    assert float(shown(value).replace("\N{MINUS SIGN}", "-")) == pytest.approx(value, rel=5e-6)
+def test_shown_values_are_near_the_values(value: float) -> None:
+    assert float(shown(value).replace("\N{MINUS SIGN}", "-")) == pytest.approx(value, rel=5.1e-4)
 
 
 @given(st.text(st.characters(codec="ascii", categories=("Ll", "Zs")), max_size=200), st.integers(5, 40))

@@ -11,7 +11,7 @@ import polars as pl
 
 from catalog.errors import QueryError
 from zoo.plots import style
-from zoo.plots.columns import check_columns, labelled, phase_order, shown, spoken, wrapped
+from zoo.plots.columns import NO_BREAK, check_columns, labelled, phase_order, shown, spoken, wrapped
 from zoo.plots.grid import Grid, borders, cell_flags, cell_means, cell_names, grid_of, place_of, regions, tick_step
 from zoo.plots.scales import scale_of
 
@@ -109,7 +109,7 @@ def phase_maps(
             if last_of_column:
                 axes.set_xlabel(wrapped(_axis(grid.x, "load"), 34))
             if place % across == 0:
-                axes.set_ylabel(wrapped(_axis(grid.y, "temperature ↑"), int(height * 17)))
+                axes.set_ylabel(wrapped(_axis(grid.y, f"temperature{NO_BREAK}↑"), int(height * 17)))
         style.heading(figure, handles, title)
         _ticks([axes for axes, _, _ in drawn], grid, _inches_a_cell(figure, drawn[0][0], grid.shape))
         room = _inches_a_cell(figure, drawn[0][0], grid.shape)
@@ -217,7 +217,8 @@ def _on_top(axes: Any, phases: _Phases, every: bool, room: tuple[float, float]) 
     from matplotlib.collections import LineCollection
 
     lines = borders(phases.names)
-    for thickness, colour in ((2.4, "white"), (1.2, "black")):
+    thin = float(np.clip(72 * 0.14 * min(room), 0.6, 1.2))  # points: thinner between small cells
+    for thickness, colour in ((2 * thin, "white"), (thin, "black")):
         axes.add_collection(
             LineCollection(list(lines), colors=colour, linewidths=thickness, capstyle="round"), autolim=False
         )
@@ -227,7 +228,8 @@ def _on_top(axes: Any, phases: _Phases, every: bool, room: tuple[float, float]) 
             x, y, wide, high = place_of(part)
             size = style.NORMAL / 72
             half = np.array([len(name) * LETTER * size / room[0], 1.1 * size / room[1]]) / 2  # in cells
-            if part is not parts[0] and (2 * half > (wide, high)).any():
+            most = (wide, high) if part is not parts[0] else phases.names.shape[::-1]
+            if (2 * half > most).any():
                 continue
             box = np.array([x - half[0], y - half[1], x + half[0], y + half[1]])
             if ((box[:2] < taken[:, 2:]).all(1) & (taken[:, :2] < box[2:]).all(1)).any():

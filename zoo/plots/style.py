@@ -107,8 +107,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def settled(figure: Any) -> Any:
     """The figure with all parts where they are now: each further layout would move them by a hair."""
-    for _ in range(2):  # the second knows the sizes of the labels that the first put in place
-        figure.draw_without_rendering()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 
