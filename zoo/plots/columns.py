@@ -110,14 +110,14 @@ def phase_order(names: Iterable[str]) -> list[str]:
 
 
 def shown(value: float) -> str:
-    """A tick label: short, and the value itself to six digits.
+    """A tick label: whole numbers below 100,000 as they are, others to four digits.
 
-    >>> [shown(value) for value in (1024, 0.05, 0.0001, 1e6)]
-    ['1024', '0.05', '1e-4', '1e6']
+    >>> [shown(value) for value in (1024, 12345, 0.05, 0.123456, 0.0001, 1e6)]
+    ['1024', '12345', '0.05', '0.1235', '1e-4', '1e6']
     """
-    text = f"{value:.6g}"
+    text = f"{value:.0f}" if value == int(value) else f"{value:.4g}"
     if abs(value) >= 1e5 or 0 < abs(value) < 1e-3:
-        digits, _, power = f"{value:.5e}".partition("e")
+        digits, _, power = f"{value:.3e}".partition("e")
         text = f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return MINUS + text[1:] if text.startswith("-") else text
 

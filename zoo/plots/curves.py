@@ -134,7 +134,7 @@ def _drawn(
         axes.set_xlabel("t, from one model to the other")
         figure.align_ylabels()
         style.heading(figure, handles, title)
-    return figure
+        return style.settled(figure)
 
 
 def colour_of(place: int, count: int) -> str:

@@ -11,12 +11,12 @@ import polars as pl
 
 from catalog.errors import QueryError
 from zoo.plots import style
-from zoo.plots.columns import check_columns, labelled, phase_order, shown, spoken, wrapped
+from zoo.plots.columns import NO_BREAK, check_columns, labelled, phase_order, shown, spoken, wrapped
 from zoo.plots.grid import Grid, borders, cell_flags, cell_means, cell_names, grid_of, place_of, regions, tick_step
 from zoo.plots.scales import scale_of
 
 CELL = 0.27  # inches high, as long as the picture stays within HEIGHTS
-HEIGHTS = (1.1, 2.7)  # inches of cells
+HEIGHTS = (1.5, 2.7)  # inches of all cells: room for the label of the axis at least
 LETTER = 0.68  # width of a bold letter over its height
 # With serifs, as a bare I is a mere bar.
 NAME = {"family": "DejaVu Serif", "weight": "bold", "fontsize": style.NORMAL}
@@ -85,11 +85,12 @@ def phase_maps(
     over = _phases(rows, phase, outlier, grid, load, temperature)
     across = min(len(columns), max(1, round(style.inches(width) / 2.25))) if len(columns) > 1 else 1
     down = -(-len(columns) // across)
-    height = float(np.clip(CELL * len(grid.temperatures), *HEIGHTS)) * (1 if across < 3 else 0.75)
+    height = float(np.clip(CELL * len(grid.temperatures) * (1 if across < 3 else 0.75), *HEIGHTS))
     with style.styled():
         figure = style.new_figure(style.inches(width), down * (height + 0.45) + 0.35 + (0.2 if title else 0))
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-        drawn, handles = [], []
+        drawn: list[tuple[Any, _Phases, bool]] = []
+        handles: list[Any] = []
         for place, axes in enumerate(panels.flat):
             if place >= len(columns):
                 axes.set_visible(False)
@@ -106,14 +107,15 @@ def phase_maps(
             last_of_column = place + across >= len(columns)
             axes.tick_params(labelbottom=last_of_column, labelleft=place % across == 0)
             if last_of_column:
-                axes.set_xlabel(_axis(grid.x, "load"))
+                axes.set_xlabel(wrapped(_axis(grid.x, "load"), 34))
             if place % across == 0:
-                axes.set_ylabel(_axis(grid.y, "temperature ↑"))
+                axes.set_ylabel(wrapped(_axis(grid.y, f"temperature{NO_BREAK}↑"), int(height * 17)))
         style.heading(figure, handles, title)
-        _ticks(figure, [axes for axes, _, _ in drawn], grid)
+        _ticks([axes for axes, _, _ in drawn], grid, _inches_a_cell(figure, drawn[0][0], grid.shape))
+        room = _inches_a_cell(figure, drawn[0][0], grid.shape)
         for axes, own, every in drawn:
-            _on_top(figure, axes, own, every)
-    return figure
+            _on_top(axes, own, every, room)
+        return style.settled(figure)
 
 
 def _is_phase(rows: pl.DataFrame, column: str, phase: str) -> bool:
@@ -194,15 +196,11 @@ def _cells(axes: Any, values: Any, **colours: Any) -> Any:
     return axes.pcolormesh(*edges, values, edgecolors="face", linewidth=0.1, **colours)
 
 
-def _ticks(figure: Any, panels: Sequence[Any], grid: Grid) -> None:
-    """Values of the cells as labels; every second, third, ... where all do not fit."""
+def _ticks(panels: Sequence[Any], grid: Grid, room: tuple[float, float]) -> None:
+    """Values of the cells as labels; every second, third, ... where all do not fit. `room` is inches a cell."""
     x, y = [shown(value) for value in grid.loads], [shown(value) for value in grid.temperatures]
-    for axes in panels:
-        axes.set_xticks(range(len(x)), x)
-        axes.set_yticks(range(len(y)), y)
-    width, height = _inches_a_cell(figure, panels[0], grid.shape)
-    step_x = tick_step(x, width, 0.62 * style.SMALL / 72)
-    step_y = tick_step(["0"], height, 0.72 * style.SMALL / 72)
+    step_x = tick_step(x, room[0], 0.62 * style.SMALL / 72)
+    step_y = tick_step(["0"], room[1], 0.72 * style.SMALL / 72)
     for axes in panels:
         axes.set_xticks(range(0, len(x), step_x), x[::step_x])
         axes.set_yticks(range(0, len(y), step_y), y[::step_y])
@@ -214,23 +212,24 @@ def _inches_a_cell(figure: Any, axes: Any, shape: tuple[int, int]) -> tuple[floa
     return box.width / figure.dpi / shape[1], box.height / figure.dpi / shape[0]
 
 
-def _on_top(figure: Any, axes: Any, phases: _Phases, every: bool) -> None:
+def _on_top(axes: Any, phases: _Phases, every: bool, room: tuple[float, float]) -> None:
     """Borders, names in the middle of their regions where there is room, marks of outliers."""
     from matplotlib.collections import LineCollection
 
     lines = borders(phases.names)
-    for thickness, colour in ((2.4, "white"), (1.2, "black")):
+    thin = float(np.clip(72 * 0.14 * min(room), 0.6, 1.2))  # points: thinner between small cells
+    for thickness, colour in ((2 * thin, "white"), (thin, "black")):
         axes.add_collection(
             LineCollection(list(lines), colors=colour, linewidths=thickness, capstyle="round"), autolim=False
         )
-    width, height = _inches_a_cell(figure, axes, phases.names.shape)
     taken = np.zeros((0, 4))
     for name, parts in regions(phases.names).items():
         for part in parts if every else parts[:1]:
             x, y, wide, high = place_of(part)
             size = style.NORMAL / 72
-            half = np.array([len(name) * LETTER * size / width, 1.1 * size / height]) / 2  # in cells
-            if part is not parts[0] and (2 * half > (wide, high)).any():
+            half = np.array([len(name) * LETTER * size / room[0], 1.1 * size / room[1]]) / 2  # in cells
+            most = (wide, high) if part is not parts[0] else phases.names.shape[::-1]
+            if (2 * half > most).any():
                 continue
             box = np.array([x - half[0], y - half[1], x + half[0], y + half[1]])
             if ((box[:2] < taken[:, 2:]).all(1) & (taken[:, :2] < box[2:]).all(1)).any():

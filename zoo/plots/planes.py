@@ -73,7 +73,7 @@ def plane(
             bar.set_ticks(few, labels=[f"{level:.2g}" for level in few])
         bar.ax.yaxis.set_minor_locator(NullLocator())
         style.heading(figure, title=title)
-    return figure
+        return style.settled(figure)
 
 
 def levels_of(values: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def metric_scatter(
     across = min(len(columns), max(1, round(style.inches(width) / 2.2)))
     down = -(-len(columns) // across)
     lines = [wrapped(spoken(name), 34 if across > 1 else 18) for name in columns]
-    rest = 0.15 * sum(line.count("\n") + 1 for line in lines) + 0.5
+    rest = 0.15 * sum(line.count("\n") + 1 for line in lines) + 0.6
     with style.styled():
         figure = style.new_figure(style.inches(width), 1.75 * down + rest + 0.25 + (0.2 if title else 0))
         upper, lower = figure.subfigures(2, 1, height_ratios=(1.75 * down + 0.25, rest))
@@ -147,8 +147,9 @@ def metric_scatter(
                 axes.set_ylabel(wrapped(labelled(against, units), 26))
         upper.align_xlabels()
         style.heading(figure, [_mark(colours[name], markers[name], name) for name in known], title)
-        _table(lower, table, lines, f"Spearman correlation with {spoken(against)} over {over}s")
-    return figure
+        heading = f"Spearman correlation with {spoken(against)} over {over}s"
+        _table(lower, table, lines, wrapped(heading, 80 if across > 1 else 36))
+        return style.settled(figure)
 
 
 def _mark(colour: str, marker: str, label: str) -> Any:

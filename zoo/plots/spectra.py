@@ -72,4 +72,4 @@ def spectrum(
         axes.set_ylabel("density, log scale")
         axes.grid(axis="y", color="#dddddd", linewidth=0.4)
         style.heading(figure, handles if labelled else (), title)
-    return figure
+        return style.settled(figure)

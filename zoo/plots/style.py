@@ -105,6 +105,13 @@ def new_figure(width: float, height: float) -> Any:
     return Figure((width, height), dpi=DPI, layout="constrained")
 
 
+def settled(figure: Any) -> Any:
+    """The figure with all parts where they are now: each further layout would move them by a hair."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def halo(width: float = 1.8) -> Sequence[Any]:
     """A white rim around text, readable on every colour."""
     from matplotlib.patheffects import withStroke
@@ -143,7 +150,7 @@ def legend_columns(names: Sequence[str], width: float) -> int:
     """Into how many columns the entries of a legend fit, filled column by column; at least 1.
 
     >>> legend_columns(["I", "II", "III"], 3.3), legend_columns(["width 4, seeds 0 and 1"] * 5, 3.3)
-    (3, 1)
+    (3, 2)
     """
     letter = 0.54 * SMALL / 72
     for columns in range(len(names), 1, -1):
@@ -156,17 +163,20 @@ def legend_columns(names: Sequence[str], width: float) -> int:
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each phase; other names take the rest in turn."""
-    others = [name for name in names if name not in PHASE_COLOURS]
-    rest = {name: CYCLE[place % len(CYCLE)] for place, name in enumerate(others)}
-    return {name: PHASE_COLOURS.get(name) or rest[name] for name in names}
+    """A colour for each phase, always the same; other names take those left over, in turn."""
+    return _looks(names, PHASE_COLOURS, CYCLE)
 
 
 def markers(names: Sequence[str]) -> dict[str, str]:
-    """A marker for each phase; other names take others in turn."""
-    others = [name for name in names if name not in PHASE_MARKERS]
-    rest = {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(others)}
-    return {name: PHASE_MARKERS.get(name) or rest[name] for name in names}
+    """A marker for each phase, always the same; other names take others, in turn."""
+    return _looks(names, PHASE_MARKERS, MARKERS)
+
+
+def _looks(names: Sequence[str], known: dict[str, str], more: Sequence[str]) -> dict[str, str]:
+    free = [look for look in more if look not in {known.get(name) for name in names}] or list(more)
+    others = [name for name in names if name not in known]
+    rest = {name: free[place % len(free)] for place, name in enumerate(others)}
+    return {name: known.get(name) or rest[name] for name in names}
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> Path:
