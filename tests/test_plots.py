@@ -134,7 +134,7 @@ def test_letters_are_large_enough_and_do_not_overlap(name: str, monkeypatch: pyt
         figure.draw_without_rendering()
     assert boxes
     sizes = [text.get_fontsize() for text in boxes]
-    assert min(float(size) for size in sizes) >= style.SMALL
+    assert min(float(size) for size in sizes) >= 7
     page, placed = figure.bbox, list(boxes.items())
     for place, (text, box) in enumerate(placed):
         out = min(box.x0 - page.x0, page.x1 - box.x1, box.y0 - page.y0, page.y1 - box.y1)

@@ -193,7 +193,7 @@ def _cells(axes: Any, values: Any, **colours: Any) -> Any:
         axes.patch.set(**style.MISSING)
     edges = np.arange(columns + 1) - 0.5, np.arange(lines + 1) - 0.5
     # Edges in the colour of the cell: without them viewers of SVG show hairlines between cells.
-    return axes.pcolormesh(*edges, values, edgecolors="face", linewidth=0.1, **colours)
+    return axes.pcolormesh(*edges, values, edgecolors="face", linewidth=0.4, **colours)
 
 
 def _ticks(panels: Sequence[Any], grid: Grid, room: tuple[float, float]) -> None:

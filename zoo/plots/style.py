@@ -130,7 +130,7 @@ def heading(figure: Any, handles: Sequence[Any] = (), title: str = "") -> None:
         title=title or None,
         title_fontsize=NORMAL,
         loc="outside upper center",
-        ncols=legend_columns([handle.get_label() for handle in handles], figure.get_figure(root=True).get_figwidth()),
+        ncols=legend_columns([handle.get_label() for handle in handles], figure.get_figwidth()),
         handlelength=HANDLE,
         handleheight=1,
         handletextpad=0.5,
