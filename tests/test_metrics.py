@@ -21,7 +21,7 @@ ARCHITECTURES = {
     "relu": Architecture("mlp", {"depth": 2, "width": 5}, (1, 8, 8), 4),
     "tanh": Architecture("mlp", {"depth": 1, "width": 3, "activation": "tanh"}, (7,), 3),
     "cnn": Architecture("cnn", {"style": "small_cnn_zoo", "channels": 3}, (1, 8, 8), 4),
-    "group": Architecture("cnn", {"channels": 4, "norm": "group", "activation": "gelu"}, (1, 8, 8), 4),
+    "group": Architecture("cnn", {"channels": 16, "norm": "group", "activation": "gelu"}, (1, 8, 8), 4),
     "batch": Architecture("cnn", {"channels": 4, "norm": "batch"}, (1, 8, 8), 4),
 }
 QUICK = {"epochs": 2, "probes": 6, "steps": 4, "points": 3, "batch_size": 16, "checkpoints": 2}
