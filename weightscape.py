@@ -216,7 +216,7 @@ def metrics(
 @app.command()
 def phases(
     zoo: ZooArgument,
-    rule: Annotated[str, typer.Option(help="yang, median or ptmz.")] = "yang",
+    rule: Annotated[str, typer.Option(help="yang, median, ptmz or md_tree.")] = "yang",
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, as in tau_loss=0.2.")] = None,
     where: Annotated[str | None, typer.Option(help="A condition on rows.")] = None,
     epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
@@ -226,9 +226,19 @@ def phases(
 ) -> None:
     """Label each cell with its phase, from measured columns, and store the labels."""
     with _errors(as_json):
-        from zoo.label import label
-        from zoo.printing import print_phases
+        from zoo.label import label, label_md_tree
+        from zoo.printing import print_diagnosis, print_phases
 
+        if rule == "md_tree":
+            shape = _settings(settings or []).get("shape", "source")
+            tree = label_md_tree(zoo, shape, where=where, epoch=epoch, metrics_at=metrics_at)
+            if as_json:
+                judged = tree.judged.to_dicts()
+                print(json.dumps({"version": tree.version, "tree": tree.tree.settings(), "judged": judged}))
+            elif not quiet:
+                print_diagnosis(tree.cells, tree.judged)
+                print(f"md_tree@{tree.version}: {len(tree.cells)} cells diagnosed")
+            return
         found = label(zoo, rule, settings=_settings(settings or []), where=where, epoch=epoch, metrics_at=metrics_at)
         summary = found.by_phase()
         if as_json:

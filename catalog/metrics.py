@@ -198,13 +198,12 @@ def _plain(found: Mapping[str, Measurement], zoo: Zoo) -> set[str]:
             raise QueryError(f"{metric}@{version} is not measured in {zoo.url}; its versions: {known}")
     plain = set()
     for metric, versions in by_metric.items():
-        default = sorted((one for one in versions if one.default), key=lambda one: one.definition)
+        newest = max((one.definition for one in versions if one.default), default=None)
+        default = [one for one in versions if one.default and one.definition == newest]
         if metric in zoo.versions:
             plain.add(f"{metric}@{zoo.versions[metric]}")
-        elif default:
-            plain.add(default[-1].name)
-        elif len(versions) == 1:
-            plain.add(versions[0].name)
+        elif len(default or versions) == 1:
+            plain.add((default or versions)[0].name)
     return plain
 
 

@@ -92,10 +92,11 @@ def test_the_newest_definition_has_the_plain_name_and_none_if_it_is_open_which(z
     write_measurement(zoo, measured({"net-0": 1.0}))
     write_measurement(zoo, measured({"net-0": 2.0}, definition=2))
     assert values(zoo) == {("net-0", 10): 2.0}
-    for probes in (7, 8):
-        write_measurement(zoo, measured({"net-0": 1.0}, "other", {"probes": probes}, default=False))
-    names = [name for name in zoo.table().columns if name.startswith("other")]
-    assert names
+    for default in (False, True):
+        for probes in (7, 8):
+            write_measurement(zoo, measured({"net-0": 1.0}, f"open_{default}".lower(), {"probes": probes}, default))
+    names = [name for name in zoo.table().columns if name.startswith("open")]
+    assert len(names) == 8
     assert all("@1-" in name for name in names)
 
 

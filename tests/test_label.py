@@ -16,8 +16,9 @@ import weightscape
 from catalog.errors import InvalidSpecError, MissingDataError, QueryError, UnknownNameError
 from catalog.metrics import plain_versions
 from zoo.build import build
-from zoo.label import label
+from zoo.label import label, label_md_tree
 from zoo.landscape.measure import measure
+from zoo.md_tree import read_md_tree
 from zoo.phases import PHASES, RULES, label_rows
 from zoo.pictures import picture
 from zoo.plots import KINDS
@@ -95,9 +96,28 @@ def test_labels_change_with_what_they_were_read_from(zoo: Path) -> None:
     assert len(kept) == 48
 
 
+def test_an_md_tree_is_fitted_judged_and_stored(zoo: Path) -> None:
+    found = label_md_tree(zoo)
+    assert len(found.cells) == 8
+    assert found.judged["rule"].to_list() == ["majority", "validation", "md_tree"]
+    rows = catalog.open(zoo).scan().filter(epoch=4).collect()
+    expected = dict(found.cells.select("cell", "diagnosis").iter_rows())
+    assert all(expected[cell] == diagnosis for cell, diagnosis in rows.select("cell", "diagnosis").iter_rows())
+    settings = catalog.open(zoo).measurements()[f"md_tree@{found.version}"].settings
+    assert read_md_tree({key: value for key, value in settings.items() if key != "read"}) == found.tree
+    assert set(settings["read"]) == {"mode_connectivity"}
+    said = run("phases", zoo, "--rule", "md_tree", "--set", "shape=side")
+    assert said.exit_code == 0, said.output
+    assert "8 cells diagnosed" in said.stdout
+    with pytest.raises(UnknownNameError, match="unknown shape of an MD tree 'round'"):
+        label_md_tree(zoo, "round")
+
+
 def test_what_is_not_measured_is_said(bare: Path) -> None:
     with pytest.raises(QueryError, match=r"weightscape measure .*mode_connectivity"):
         label(bare)
+    with pytest.raises(QueryError, match=r"weightscape measure .*mode_connectivity"):
+        label_md_tree(bare)
     with pytest.raises(UnknownNameError, match="unknown phase rule 'young'; known: median, ptmz, yang"):
         label(bare, "young")
     with pytest.raises(UnknownNameError, match="unknown setting of a phase rule 'tau'"):

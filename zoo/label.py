@@ -1,9 +1,9 @@
-"""Phases as columns of a zoo: a rule on its rows, stored as a version that names the rule and what it was read from."""
+"""Phases and diagnoses as columns of a zoo, stored as versions that name the rule and what it was read from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,15 @@ from catalog.errors import InvalidSpecError, unknown_name
 from catalog.fragments import software
 from catalog.metrics import Measurement, plain_versions, replace_measurement, version_of
 from catalog.store import Zoo, open_zoo
+from zoo.cells import cell_means, keys, require
+from zoo.diagnosis import VALIDATION, diagnose, failure_source, judge
 from zoo.landscape.select import chosen_rows
+from zoo.md_tree import SHAPES, MDTree, fit_md_tree, roles_of
 from zoo.phases import LABELS, RULES, Rule, label_rows
 
 METRIC = "phase"
 DEFAULT = "yang"
+ACCURACY = "test_accuracy"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def label(
         raise unknown_name("phase rule", rule, RULES)
     zoo = open_zoo(url, metrics_at=metrics_at, versions=versions, **storage_options)
     chosen = _chosen(zoo, RULES[rule], settings or {})
-    read = {name: version for name, version in plain_versions(zoo).items() if name in _columns(chosen)}
+    read = _read(zoo, _columns(chosen))
     rows = label_rows(chosen_rows(zoo, where, epoch), chosen)
     used = {**chosen.settings(), "read": read}
     default = rule == DEFAULT and not settings and not versions
@@ -85,6 +89,71 @@ def label(
     stored = rows.select("run", "epoch", *names)
     replace_measurement(zoo, Measurement(METRIC, version, used, default, stored, software()))
     return Labels(version, chosen, rows)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What an MD tree says of the cells it was fitted to, and how good it is on others.
+
+    Args:
+        cells: of `zoo.diagnosis.diagnose`. judged: of `zoo.diagnosis.judge`, with whole loads held out.
+    """
+
+    version: str
+    tree: MDTree
+    cells: pl.DataFrame
+    judged: pl.DataFrame
+
+
+def label_md_tree(
+    url: str | os.PathLike[str],
+    shape: str = "source",
+    *,
+    where: str | None = None,
+    epoch: int | None = None,
+    metrics_at: str | os.PathLike[str] | None = None,
+    versions: Mapping[str, str] | None = None,
+    **storage_options: Any,
+) -> Diagnosis:
+    """Fit an MD tree to the grid of a zoo, judge it on cells held out, and store its diagnosis of each row.
+
+    Args:
+        shape: a name in `zoo.md_tree.SHAPES`: source (is load or temperature the worse failure) or side (is the
+            temperature too low or too high). The others as for `label`.
+
+    Raises:
+        UnknownNameError: no such shape. QueryError: a column that is not measured yet, or no grid.
+        InvalidSpecError: too few cells to hold some out.
+    """
+    if shape not in SHAPES:
+        raise unknown_name("shape of an MD tree", shape, SHAPES)
+    zoo = open_zoo(url, metrics_at=metrics_at, versions=versions, **storage_options)
+    rows = chosen_rows(zoo, where, epoch)
+    used = sorted(roles_of(shape, {}).values())
+    require(rows, (ACCURACY, *used), numbers=True)
+    sound = rows.filter(pl.col("status") == "ok")
+    means = cell_means(sound, list(dict.fromkeys((*VALIDATION, *used))), keys(sound))
+    truth = failure_source(means, ACCURACY)
+    tree = fit_md_tree(truth, truth[f"failure_{shape}"], shape)
+    judged = judge(truth, truth[f"failure_{shape}"], shape, by="load")
+    cells = diagnose(rows, tree, ACCURACY)
+    by = keys(rows)
+    names = ["diagnosis", "diagnosis_path", "diagnosis_reason", "failure_source", "failure_side"]
+    stored = rows.join(cells.select(*by, *names), on=by, how="inner", nulls_equal=True, maintain_order="left")
+    settings = {**tree.settings(), "read": _read(zoo, used)}
+    version = version_of(tree.version, settings)
+    found = Measurement(
+        "md_tree", version, settings, shape == "source", stored.select("run", "epoch", *names), software()
+    )
+    replace_measurement(zoo, found)
+    return Diagnosis(version, tree, cells, judged)
+
+
+def _read(zoo: Zoo, columns: Collection[str]) -> dict[str, str]:
+    """Metric -> version, of those that these columns are of."""
+    plain = plain_versions(zoo)
+    found = zoo.measurements()
+    return {name: version for name, version in plain.items() if set(found[f"{name}@{version}"].columns) & set(columns)}
 
 
 def _chosen(zoo: Zoo, rule: Rule, settings: Mapping[str, Any]) -> Rule:

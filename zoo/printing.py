@@ -28,6 +28,18 @@ def print_phases(summary: pl.DataFrame) -> None:
     _table_of(rows)
 
 
+def print_diagnosis(cells: pl.DataFrame, judged: pl.DataFrame) -> None:
+    """Cells a diagnosis and the splits that lead to it, then how good such a tree is on loads it was not fitted to."""
+    counts = cells.group_by("diagnosis", "diagnosis_path").len("cells").sort("diagnosis", "diagnosis_path")
+    _table_of([{name: str(value) for name, value in row.items()} for row in counts.iter_rows(named=True)])
+    rows = []
+    for row in judged.iter_rows(named=True):
+        gain = f"{row['gain']:+.3f} ± {row['gain_se']:.3f}"
+        accuracy = f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}"
+        rows.append({"rule": row["rule"], "accuracy on loads held out": accuracy, "gain over the majority": gain})
+    _table_of(rows)
+
+
 def print_metrics(rows: list[dict[str, Any]]) -> None:
     """A paragraph a metric."""
     for row in rows:
