@@ -116,7 +116,7 @@ def test_an_md_tree_is_fitted_judged_and_stored(zoo: Path) -> None:
 def test_what_is_not_measured_is_said(bare: Path) -> None:
     with pytest.raises(QueryError, match=r"weightscape measure .*mode_connectivity"):
         label(bare)
-    with pytest.raises(QueryError, match=r"weightscape measure .*mode_connectivity"):
+    with pytest.raises(QueryError, match=r"weightscape measure .*mc_peak"):
         label_md_tree(bare)
     with pytest.raises(UnknownNameError, match="unknown phase rule 'young'; known: median, ptmz, yang"):
         label(bare, "young")

@@ -42,12 +42,13 @@ def picture(
             pairs), plane (the loss around a model), bezier (trained curves between pairs), spectrum (eigenvalues).
         columns: of a map (phase by default) or scatter (what is measured of `MEASURED`).
         where, epoch: which rows, as for `zoo.landscape.measure.measure`.
-        runs: for line, plane, bezier, spectrum: ids of runs; a line or bezier takes the partners that
-            `mode_connectivity` had, or two runs. Without it the first rows that fit, at most `MOST`.
+        runs: for line, plane, bezier, spectrum: ids of runs, otherwise the first rows that fit, at most `MOST`. To a
+            line or bezier two runs are a pair; other rows have the partners there that they were measured with.
         options: of the kind's function in `zoo.plots`.
 
     Raises:
-        UnknownNameError: no such kind or column. QueryError: no rows. MissingDataError: what it shows is not measured.
+        UnknownNameError: no such kind or column. QueryError: no rows, or two runs of two variants. MissingDataError:
+            what it shows is not measured.
     """
     if kind not in KINDS:
         raise unknown_name("kind of picture", kind, KINDS)
@@ -62,21 +63,19 @@ def picture(
         if not (columns or there):
             raise MissingDataError(f"nothing is measured in {zoo.url}; `weightscape measure {zoo.url}` does")
         return draw(kind, rows, list(columns) or there, against, units=UNITS, **options)
-    chosen_runs = _of_runs(zoo, rows, runs, epoch)
-    return {"line": _line, "bezier": _bezier, "plane": _plane, "spectrum": _spectrum}[kind](zoo, chosen_runs, **options)
+    rows = rows.head(MOST)
+    if runs:
+        rows = pl.concat([find_row(zoo, run, epoch) for run in runs], how="diagonal_relaxed")
+    if kind in ("plane", "spectrum"):
+        return (_plane if kind == "plane" else _spectrum)(zoo, rows, **options)
+    pairs = (rows[:1], rows[1:]) if len(runs) == 2 else _measured_pairs(zoo, rows)
+    if len(runs) == 2 and rows["variant"].n_unique() == 2:
+        raise QueryError(f"runs {', '.join(runs)} are of two variants, {rows['variant'].to_list()}; choose two of one")
+    return (_line if kind == "line" else _bezier)(zoo, *pairs, **options)
 
 
-def _of_runs(zoo: Zoo, rows: pl.DataFrame, runs: Sequence[str], epoch: int | None) -> pl.DataFrame:
-    """The rows of these runs, in their order; the first few without any."""
-    if not runs:
-        return rows.head(MOST)
-    return pl.concat([find_row(zoo, run, epoch) for run in runs], how="diagonal_relaxed")
-
-
-def _pairs(zoo: Zoo, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows and those of their partners: two rows are a pair, others have their partner in a column."""
-    if len(rows) == 2 and rows["variant"].n_unique() == 1 and rows["cell"].n_unique() == 2:
-        return rows[:1], rows[1:]
+def _measured_pairs(zoo: Zoo, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows, of the variant of the first, and those of the partners that some metric had."""
     names = [name for name in rows.columns if name.endswith("_partner") and "@" not in name]
     if not names:
         raise MissingDataError(f"no pairs are measured in {zoo.url}: name two runs, or measure mode_connectivity first")
@@ -98,10 +97,10 @@ def _training(zoo: Zoo, rows: pl.DataFrame) -> tuple[Any, torch.Tensor, torch.Te
     return run.architecture, x[: run.samples], y[: run.samples], run.values["loss_function"]
 
 
-def _names(rows: pl.DataFrame, partners: pl.DataFrame | None = None) -> list[str]:
+def _names(zoo: Zoo, rows: pl.DataFrame, partners: pl.DataFrame | None = None) -> list[str]:
     """What tells the rows apart: load, temperature and seeds."""
     others = [None] * len(rows) if partners is None else partners["seed"].to_list()
-    axes = [name for name in ("width", "channels", "batch_size", "learning_rate") if name in rows.columns]
+    axes = [name for role in ("load", "temperature") if (name := zoo.record.spec.get(role)) in rows.columns]
     axes = [name for name in axes if rows[name].n_unique() > 1] or axes[:1]
     spoken = []
     for row, other in zip(rows.iter_rows(named=True), others, strict=True):
@@ -110,19 +109,17 @@ def _names(rows: pl.DataFrame, partners: pl.DataFrame | None = None) -> list[str
     return spoken
 
 
-def _line(zoo: Zoo, rows: pl.DataFrame, **options: Any) -> Any:
-    rows, partners = _pairs(zoo, rows)
+def _line(zoo: Zoo, rows: pl.DataFrame, partners: pl.DataFrame, **options: Any) -> Any:
     architecture, x, y, loss = _training(zoo, rows)
     weights, partner = (zoo.read(part, dtype="float32", torch=True) for part in (rows, partners))
     return draw(
-        "line", architecture, weights, partner, x, y, loss_function=loss, names=_names(rows, partners), **options
+        "line", architecture, weights, partner, x, y, loss_function=loss, names=_names(zoo, rows, partners), **options
     )
 
 
-def _bezier(zoo: Zoo, rows: pl.DataFrame, *, points: int = 21, **options: Any) -> Any:
+def _bezier(zoo: Zoo, rows: pl.DataFrame, partners: pl.DataFrame, *, points: int = 21, **options: Any) -> Any:
     from zoo.landscape.connectivity import DEFAULT, along, curve
 
-    rows, partners = _pairs(zoo, rows)
     architecture, x, y, loss = _training(zoo, rows)
     weights, partner = (zoo.read(part, dtype="float32", torch=True) for part in (rows, partners))
     theta = curve(architecture, weights, partner, x, y, recipe=replace(DEFAULT, loss=loss))
@@ -131,14 +128,14 @@ def _bezier(zoo: Zoo, rows: pl.DataFrame, *, points: int = 21, **options: Any) -
         along(architecture, weights, middle, partner, x, y, ts, loss_function=loss)[0]
         for middle in (theta, (weights + partner) / 2)
     )
-    return draw("bezier", ts, bent, straight, names=_names(rows, partners), **options)
+    return draw("bezier", ts, bent, straight, names=_names(zoo, rows, partners), **options)
 
 
 def _plane(zoo: Zoo, rows: pl.DataFrame, **options: Any) -> Any:
     rows = rows.head(1)
     architecture, x, y, loss = _training(zoo, rows)
     weights = zoo.read(rows, dtype="float32", torch=True)[0]
-    options = {**options, "title": options.get("title") or _names(rows)[0]}
+    options = {**options, "title": options.get("title") or _names(zoo, rows)[0]}
     return draw("plane", architecture, weights, x, y, loss_function=loss, **options)
 
 
@@ -155,4 +152,4 @@ def _spectrum(zoo: Zoo, rows: pl.DataFrame, **options: Any) -> Any:
     width = max(high - low, 1e-12) / 200
     grid = np.linspace(low - 5 * width, high + 5 * width, GRID)
     densities = np.stack([density(nodes, weights, grid, width) for nodes, weights in curves])
-    return draw("spectrum", grid, densities, names=_names(rows), **options)
+    return draw("spectrum", grid, densities, names=_names(zoo, rows), **options)
