@@ -31,6 +31,8 @@ demo: core
 	$(BIN)/weightscape info demo.zoo
 	$(BIN)/weightscape query demo.zoo "test_accuracy > 0.9 and progress = 1.0" \
 	    --columns run,width,batch_size,seed,test_accuracy --sort test_accuracy --descending --limit 10
+	$(BIN)/weightscape measure demo.zoo
+	$(BIN)/weightscape phases demo.zoo --rule median
 	$(BIN)/weightscape verify demo.zoo
 
 # The run without torch comes first, so that the last line is the closing line of the whole suite.

@@ -26,7 +26,7 @@ from kernels.curvature.surface import surface
 from zoo.build import START, default_workers
 from zoo.landscape.metrics import METRICS
 from zoo.landscape.select import Work, chosen_rows, cost, plan_work
-from zoo.landscape.units import Unit, measure_unit, store
+from zoo.landscape.units import Unit, measure_unit, store, try_settings
 from zoo.local import run_local
 from zoo.plan import Plan, make_plan
 from zoo.shards import one_thread
@@ -99,6 +99,9 @@ def measure(
     processes = default_workers(device) if workers is None else workers
     rows = chosen_rows(zoo, where, epoch)
     works = [plan_work(zoo, plan, name, METRICS[name], given, rows, processes) for name, given in chosen.items()]
+    for work in works:
+        if work.units and work.settings != METRICS[work.metric].settings:
+            try_settings(zoo, plan, work.units[0], device)
     if on_cost:
         on_cost(_cost(zoo, plan, works, processes, device))
     if not dry_run:

@@ -22,6 +22,7 @@ from zoo.shards import one_thread
 from zoo.train import noisy_labels
 
 Address = tuple[int, int]  # model, checkpoint
+TRIED = 16  # samples on which settings are tried
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,26 @@ def measure_unit(zoo: Zoo, plan: Plan, unit: Unit, device: str = "cpu") -> int:
     rows = _table(unit, metric, found)
     written = store(zoo, unit.metric, unit.settings, rows, torch.device(device).type)
     return written
+
+
+def try_settings(zoo: Zoo, plan: Plan, unit: Unit, device: str = "cpu") -> None:
+    """Call the metric on one row and a few samples, so that settings that make no sense are told before work begins.
+
+    Raises:
+        ZooError: what the metric says of them.
+    """
+    few = dataclasses.replace(
+        unit,
+        runs=unit.runs[:1],
+        epochs=unit.epochs[:1],
+        rows=unit.rows[:1],
+        others=unit.others[:1],
+        partners=unit.partners[:1],
+        samples=min(unit.samples, TRIED),
+        used=min(unit.used, TRIED),
+    )
+    with one_thread():
+        _call(zoo, plan, few, METRICS[unit.metric], device)
 
 
 def store(zoo: Zoo, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, device: str = "cpu") -> int:
