@@ -12,9 +12,9 @@ from torch import Tensor
 from catalog.errors import InvalidSpecError
 from zoo.architectures import Architecture
 from zoo.evaluate import compilable
-from zoo.landscape.connectivity import check_frame
 from zoo.landscape.metric import Measured
 from zoo.landscape.norms import FLOATS, activations
+from zoo.landscape.paths import check_frame
 
 GROUPS = 10  # of samples, left out in turn for the standard error
 CONSTANT = "activations are the same for all samples, which leaves nothing to compare"
