@@ -173,7 +173,7 @@ def mode_connectivity(
 
     How long a curve is trained is part of the definition: mc rises with the epochs, in narrow networks without end,
     since training a curve goes on where that of its ends stopped. Means on `phases_small` after 10, 50, 100 and 400
-    epochs: width 4 -40, -22, -16, -10; width 8 -16, -4.9, -2.7, -0.2; width 32 -1.8, -0.1, 0.1, 0.2; another seed moves
+    epochs: width 4 -40, -22, -16, -10; width 8 -16, -4.9, -2.7, -0.2; width 32 -1.8, 0, 0.1, 0.2; another seed moves
     50 epochs by 0.7 in the mean, 0.07 from width 16 on. At rate 0.01, 50 epochs are less than 10 at 0.1.
 
     Args:
@@ -219,8 +219,8 @@ def linear_barrier(
 ) -> Measured:
     """The highest error on the straight line less the mean of the ends, in percentage points of error.
 
-    Never below 0: where nothing between is worse than the worse end, it is half the difference of the ends. BatchNorm is
-    re-estimated at every point, the ends too.
+    Never below 0: where nothing between is worse than the worse end, it is half the difference of the ends. BatchNorm
+    is re-estimated at every point, the ends too.
 
     Args:
         weights, partner: (pairs, size). x: (samples, *input_shape). y: (samples,) or (pairs, samples) int64.
