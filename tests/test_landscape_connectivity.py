@@ -198,6 +198,34 @@ def test_a_small_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert np.allclose(linear_barrier(NORM, weights, partner, X, Y, points=3).value, found.value, atol=1.1)
 
 
+@pytest.mark.parametrize("architecture", [MLP, NORM], ids=lambda one: one.name)
+def test_every_pair_has_its_own_labels(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, of threads or of memory, as alone."""
+    monkeypatch.setattr("zoo.landscape.connectivity.FLOATS", 1)
+    monkeypatch.setattr("zoo.landscape.paths.FLOATS", 1)
+    weights, partner = networks(architecture), networks(architecture, seed=1)
+    labels = torch.stack([Y, (Y + 1) % 10, Y.flip(0)])
+    theta = curve(architecture, weights, partner, X, labels, recipe=Recipe(**SHORT), threads=2)
+    line = linear_barrier(architecture, weights, partner, X, labels, points=3)
+    for pair in range(3):
+        only = slice(pair, pair + 1)
+        alone = curve(architecture, weights[only], partner[only], X, labels[pair], recipe=Recipe(**SHORT))
+        torch.testing.assert_close(theta[only], alone, rtol=1e-5, atol=1e-6)
+        same(line, linear_barrier(architecture, weights[only], partner[only], X, labels[pair], points=3), only)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", METRICS)
+@every
+def test_on_a_gpu_as_on_a_cpu(architecture: Architecture, name: str) -> None:
+    weights, partner = networks(architecture).double(), networks(architecture, seed=1).double()
+    settings = SHORT if name == "mode_connectivity" else {}
+    data = (weights, partner, X.double(), Y)
+    there = METRICS[name].measure(architecture, *(part.cuda() for part in data), **settings)
+    here = METRICS[name].measure(architecture, *data, **settings)
+    assert np.allclose(there.value, here.value, atol=1.1)  # percent: one of 96 samples
+
+
 def test_implementations_agree() -> None:
     weights, partner = networks(MLP).double(), networks(MLP, seed=1).double()
     one, other = (
