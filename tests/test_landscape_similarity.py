@@ -265,6 +265,13 @@ def test_a_pair_does_not_depend_on_its_companions(
         assert np.allclose(whole.standard_error[only], alone.standard_error, rtol=1e-3, equal_nan=True)
 
 
+@each
+@every
+def test_no_pairs_are_no_values(architecture: Architecture, name: str) -> None:
+    weights, partner, x, y = sample(architecture)
+    assert METRICS[name].measure(architecture, weights[:0], partner[:0], x, y).value.shape == (0,)
+
+
 @every
 def test_outputs_are_those_of_the_module(architecture: Architecture) -> None:
     weights, _, x, _ = sample(architecture)
@@ -278,6 +285,7 @@ def test_outputs_are_those_of_the_module(architecture: Architecture) -> None:
         (cka_yang, {"alpha": 0.0}),
         (cka_yang, {"alpha": math.nan}),
         (cka_yang, {"alpha": "much"}),
+        (cka_yang, {"seed": -1}),
         (cka_ptmz, {"batch_size": 1}),
         (cka_ptmz, {"batches": 0}),
         (weight_distance, {"frame": ""}),
