@@ -176,6 +176,19 @@ def test_the_gain_is_the_definition(architecture: Architecture, name: str) -> No
     assert np.abs(found.value).max() > 0
 
 
+@pytest.mark.gpu
+@each
+@every
+def test_on_a_gpu_as_on_a_cpu(architecture: Architecture, name: str) -> None:
+    weights, x, y, train_x = sample(architecture, 6, torch.float64)
+    others = torch.stack([weights, weights.flip(0)], 1)
+    here = METRICS[name].measure(architecture, weights, others, x, y, train_x=train_x)
+    there = METRICS[name].measure(
+        architecture, weights.cuda(), others.cuda(), x.cuda(), y.cuda(), train_x=train_x.cuda()
+    )
+    assert np.allclose(there.value, here.value, atol=1.7)  # percent: one of 60 samples
+
+
 def test_biases_are_averaged_too() -> None:
     """Two networks that differ in the bias of the output only: their mean has the mean bias."""
     architecture = Architecture("mlp", {"depth": 0}, (1,), 2)

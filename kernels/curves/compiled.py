@@ -28,12 +28,12 @@ def _advance(digest: str) -> Any:
         """
         digest  # noqa: B018  # makes it a part of the function
         a, b, c = ahead[0], ahead[1], ahead[2]
-        for i in range(len(phi)):
+        for i in range(len(phi)):  # two loops: LLVM makes no vector code of one that writes three arrays of six
             moved = keep * velocity[i] + share * gradient[i]
             velocity[i] = moved
-            point = middle[i] - rate * moved
-            middle[i] = point
-            phi[i] = a * start[i] + b * point + c * end[i]
+            middle[i] -= rate * moved
+        for i in range(len(phi)):
+            phi[i] = a * start[i] + b * middle[i] + c * end[i]
 
     return advance
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from catalog.errors import InvalidSpecError
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
-from zoo.landscape.connectivity import check_frame
 from zoo.landscape.metric import Measured
 from zoo.landscape.norms import FLOATS, reestimate
+from zoo.landscape.paths import check_frame
 
 
 def averaging_gain(

@@ -6,6 +6,7 @@ Weights between checkpoints, averaged or permuted ones, come with running statis
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,30 +47,25 @@ def up_to(architecture: Architecture, layer: str | None) -> nn.Sequential:
     return nn.Sequential(OrderedDict(kept, **{"last": nn.Flatten()}))
 
 
-def activations(
-    architecture: Architecture,
-    weights: Tensor,
-    x: Tensor,
-    layer: str | None = None,
-    *,
-    network: nn.Sequential | None = None,
-) -> Tensor:
+def activations(architecture: Architecture, weights: Tensor, x: Tensor, layer: str | None = None) -> Tensor:
     """Activations behind a layer in eval mode, (models, samples, features); None for the logits.
 
     Samples go through some at a time, so that no other layer's activations are held for all of them.
 
     Args:
         weights: (models, size). x: (samples, *input_shape).
-        network: `up_to` of that layer, for who has made it.
 
     Raises:
         UnknownNameError: no layer of that name.
     """
-    network = network or up_to(architecture, layer)
-    tensors = architecture.layout.unflatten(weights)
-    each = max(FLOATS // 4 // (len(weights) * widest(architecture)), 1)
+    network, tensors = up_to(architecture, layer), architecture.layout.unflatten(weights)
     with torch.inference_mode():
-        return torch.cat([forward(network, tensors, part, shared=True) for part in x.split(each)], 1)
+        return torch.cat([forward(network, tensors, some, shared=True) for some in _parts(architecture, weights, x)], 1)
+
+
+def _parts(architecture: Architecture, weights: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """The samples, some at a time: four layers' activations of all models fit into memory."""
+    return x.split(max(FLOATS // 4 // (max(len(weights), 1) * widest(architecture)), 1))
 
 
 def widest(architecture: Architecture) -> int:
@@ -102,35 +98,33 @@ def reestimate(architecture: Architecture, weights: Tensor, x: Tensor) -> Tensor
     """
     if not architecture.has_batch_norm:
         return weights
-    layers = layers_of(architecture)
-    out, layout = weights.clone(), architecture.layout
+    layers, out, layout = layers_of(architecture), weights.clone(), architecture.layout
     models = max(FLOATS // 4 // (widest(architecture) * min(len(x), 256)), 1)
     names = list(layers)
-    for at, (name, layer) in enumerate(layers.items()):
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            continue
-        before = up_to(architecture, names[at - 1]) if at else nn.Sequential(nn.Flatten())
-        for part in out.split(models):  # views: what is written below stays
-            mean, var = _moments(architecture, before, part, x, layer.num_features)
-            layout.tensor(part, f"{name}.running_mean").copy_(mean)
-            layout.tensor(part, f"{name}.running_var").copy_(var)
+    for part in out.split(models):  # views: what is written below stays
+        tensors, samples = layout.unflatten(part), _parts(architecture, part, x)
+        for at, (name, layer) in enumerate(layers.items()):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                before = up_to(architecture, names[at - 1]) if at else nn.Sequential(nn.Flatten())
+                with torch.no_grad():
+                    mean, var = _moments(before, tensors, samples, layer.num_features)
+                tensors[f"{name}.running_mean"].copy_(mean)
+                tensors[f"{name}.running_var"].copy_(var)
     return out
 
 
 def _moments(
-    architecture: Architecture, network: nn.Sequential, weights: Tensor, x: Tensor, channels: int
+    network: nn.Sequential, tensors: Mapping[str, Tensor], samples: Iterable[Tensor], channels: int
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of each channel behind `network`, (models, channels) float64."""
-    count, mean, squares = 0, weights.new_zeros((), dtype=torch.float64), weights.new_zeros((), dtype=torch.float64)
-    each = max(FLOATS // 4 // (len(weights) * widest(architecture)), 1)
-    for some in x.split(each):
-        found = activations(architecture, weights, some, network=network)
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for some in samples:
+        found = forward(network, tensors, some, shared=True)
         found = found.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2).double()
         here, added = found.mean(-1), found.shape[-1]
         shift = here - mean
-        squares = (
-            squares + (found - here[..., None]).square().sum(-1) + shift.square() * (count * added / (count + added))
-        )
+        squares = squares + (found - here[..., None]).square().sum(-1)
+        squares = squares + shift.square() * (count * added / (count + added))
         mean = mean + shift * (added / (count + added))
         count += added
     if count < 2:

@@ -12,9 +12,9 @@ from torch import Tensor
 from catalog.errors import InvalidSpecError
 from zoo.architectures import Architecture
 from zoo.evaluate import compilable
-from zoo.landscape.connectivity import check_frame
 from zoo.landscape.metric import Measured
 from zoo.landscape.norms import FLOATS, activations
+from zoo.landscape.paths import check_frame
 
 GROUPS = 10  # of samples, left out in turn for the standard error
 CONSTANT = "activations are the same for all samples, which leaves nothing to compare"
@@ -77,7 +77,7 @@ def cka_yang(
         The value; its standard error by the jackknife over ten groups of samples (NaN for fewer samples).
 
     Raises:
-        InvalidSpecError: alpha not positive, fewer than two samples. UnknownNameError: no such layer.
+        InvalidSpecError: alpha not positive, no seed, fewer than two samples. UnknownNameError: no such layer.
 
     Source: Yang et al. 2021, "Taxonomizing local versus global structure in neural network loss landscapes", section 2,
     and their code. Differs: they draw a lambda for each of eleven batches of 128, here each sample has its own, and all
@@ -85,6 +85,8 @@ def cka_yang(
     """
     if not (isinstance(alpha, float | int) and 0 < alpha < math.inf):
         raise InvalidSpecError(f"alpha of the mixtures must be above 0, got {alpha!r}")
+    if type(seed) is not int or seed < 0:
+        raise InvalidSpecError(f"seed of the mixtures must be an integer from 0, got {seed!r}")
     _enough(x, 2)
     mixed = mixtures(x, float(alpha), seed)
     groups = np.arange(len(x)) * GROUPS // len(x)
@@ -169,6 +171,8 @@ def _by_pairs(
 
     Activations of all samples are held at once: a wide layer on many samples takes as much as one pair needs.
     """
+    if not len(weights):
+        return Measured(np.empty(0), np.empty(0))
     features = activations(architecture, weights[:1], x[:1], layer).shape[-1]
     each = max(FLOATS // (8 * len(x) * features), 1)
     value, error = np.empty(len(weights)), np.empty(len(weights))
