@@ -193,9 +193,9 @@ def test_one_that_does_not_converge_keeps_value_and_residual() -> None:
     assert (abs(eigenvalues - found.value[:, None]).min(1) <= residual).all()
     start = direction(0, hessians.shape[1], weights).numpy()
     space, _ = np.linalg.qr(np.stack([np.broadcast_to(start, hessians.shape[:2]), hessians @ start], -1))
-    np.testing.assert_allclose(
-        found.value, np.linalg.eigvalsh(space.swapaxes(1, 2) @ hessians @ space)[:, 1], rtol=1e-9
-    )
+    ritz = np.linalg.eigvalsh(space.swapaxes(1, 2) @ hessians @ space)
+    np.testing.assert_allclose(found.value, ritz[:, 1], rtol=1e-9)
+    np.testing.assert_allclose(numbers(found, "hessian_lowest_ritz"), ritz[:, 0], rtol=1e-9)
 
 
 SPECTRA = {
@@ -230,7 +230,10 @@ def test_lanczos_of_given_spectra(dtype: torch.dtype, stay: float, monkeypatch: 
     assert (abs(value - spectra.max(1)) <= 1e-4 * abs(spectra.max(1)) + rounding).all()
     assert (residual <= 1e-4 * abs(spectra.max(1)) + rounding).all()
     assert (lowest >= spectra.min(1) - rounding).all()
-    assert dict(zip(SPECTRA, steps, strict=True))["two eigenvalues"] == 2
+    used = dict(zip(SPECTRA, steps, strict=True))
+    assert used["two eigenvalues"] == used["rank one"] == 2
+    assert used["one eigenvalue"] == used["zero"] == 1
+    assert used["fast decay"] < 12
     assert batches[0] == batches[-1] == len(spectra)
     assert len(batches) == 2 if stay == 0 else len(batches) > 2
     alone = [largest(lambda some: Quadratic(hessians[[model]]), start, 1, 40, 1e-4, 40) for model in range(len(size))]  # noqa: B023  # called at once
@@ -264,6 +267,14 @@ def curves(found: Measured, kind: str) -> list[np.ndarray]:
     return [decode(curve) for curve in column if isinstance(curve, bytes)]
 
 
+def jackknifed(found: Measured, probe: int) -> np.ndarray:
+    """The share of negative curvature without one of the probes, (models,)."""
+    nodes, shares = (
+        np.delete(np.stack(curves(found, kind)).reshape(MODELS, PROBES, -1), probe, 1) for kind in ("nodes", "weights")
+    )
+    return (shares * np.maximum(-nodes, 0)).sum((1, 2)) / (shares * abs(nodes)).sum((1, 2))
+
+
 @every_case
 def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
     """Negative share, traces of H and H^2 within four standard errors; the density too, and nearly equal."""
@@ -272,6 +283,8 @@ def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
     share = np.maximum(-eigenvalues, 0).sum(1) / abs(eigenvalues).sum(1)
     assert (abs(found.value - share) < 4 * found.standard_error + 1e-12).all()
     assert (found.standard_error < 0.1).all()
+    without = [jackknifed(found, probe) for probe in range(PROBES)]
+    np.testing.assert_allclose(found.standard_error, np.std(without, 0) * (PROBES - 1) ** 0.5, rtol=0.15, atol=1e-12)
     count = eigenvalues.shape[1]
     for model, (nodes, shares) in enumerate(zip(curves(found, "nodes"), curves(found, "weights"), strict=True)):
         for power in (1, 2):

@@ -80,7 +80,7 @@ def test_at_least_the_first_order_value_and_growing_with_the_radius(architecture
     np.testing.assert_array_equal(one.value, np.maximum(numbers(one, "sharpness_first_order"), 0))
 
 
-@pytest.mark.parametrize("radius", [0.05, 0.5])
+@pytest.mark.parametrize("radius", [0.05, 0.5, 5.0])  # as far as the weights are long: there steps must shrink
 def test_no_restart_finds_much_more(radius: float) -> None:
     """Forty ascents of a hundred small steps from random points of the ball, and the points themselves."""
     weights, x, y = population(MLP)
@@ -95,7 +95,7 @@ def test_no_restart_finds_much_more(radius: float) -> None:
         here = surface(module, start + offset, x, y)
         best = max(best, float((here.losses() - base).max()))
         offset = offset + 0.1 * radius * torch.nn.functional.normalize(here.gradients())
-    assert found.value[0] > 0.99 * best
+    assert found.value[0] > 0.98 * best
 
 
 def rescaled(weights: Tensor, unit: int, factor: float) -> Tensor:
