@@ -11,7 +11,6 @@ from torch import Tensor
 import zoo.landscape.chunks
 import zoo.landscape.lanczos
 from catalog.errors import InvalidSpecError, UnknownNameError
-from kernels.curvature.surface import surface
 from kernels.curvature.trace import has_exact_trace
 from tests.landscape_models import (
     CASES,
@@ -83,7 +82,7 @@ def with_spectra(spectra: np.ndarray) -> Tensor:
 def test_exact_trace_is_that_of_the_dense_hessian(architecture: Architecture, loss_function: str) -> None:
     _, eigenvalues = truth(architecture, loss_function)
     exact = has_exact_trace(architecture.build("meta"))
-    found = hessian_trace(architecture, *population(architecture), loss_function=loss_function)
+    found = hessian_trace(architecture, *population(architecture), loss_function=loss_function, probes=2)
     assert list(found.others["hessian_trace_method"]) == ["exact" if exact else "hutchinson"] * MODELS
     if exact:
         np.testing.assert_allclose(found.value, eigenvalues.sum(1), rtol=1e-10, atol=1e-12)
@@ -193,9 +192,9 @@ def test_one_that_does_not_converge_keeps_value_and_residual() -> None:
     assert (abs(eigenvalues - found.value[:, None]).min(1) <= residual).all()
     start = direction(0, hessians.shape[1], weights).numpy()
     space, _ = np.linalg.qr(np.stack([np.broadcast_to(start, hessians.shape[:2]), hessians @ start], -1))
-    np.testing.assert_allclose(
-        found.value, np.linalg.eigvalsh(space.swapaxes(1, 2) @ hessians @ space)[:, 1], rtol=1e-9
-    )
+    ritz = np.linalg.eigvalsh(space.swapaxes(1, 2) @ hessians @ space)
+    np.testing.assert_allclose(found.value, ritz[:, 1], rtol=1e-9)
+    np.testing.assert_allclose(numbers(found, "hessian_lowest_ritz"), ritz[:, 0], rtol=1e-9)
 
 
 SPECTRA = {
@@ -230,7 +229,10 @@ def test_lanczos_of_given_spectra(dtype: torch.dtype, stay: float, monkeypatch: 
     assert (abs(value - spectra.max(1)) <= 1e-4 * abs(spectra.max(1)) + rounding).all()
     assert (residual <= 1e-4 * abs(spectra.max(1)) + rounding).all()
     assert (lowest >= spectra.min(1) - rounding).all()
-    assert dict(zip(SPECTRA, steps, strict=True))["two eigenvalues"] == 2
+    used = dict(zip(SPECTRA, steps, strict=True))
+    assert used["two eigenvalues"] == used["rank one"] == 2
+    assert used["one eigenvalue"] == used["zero"] == 1
+    assert used["fast decay"] < 12
     assert batches[0] == batches[-1] == len(spectra)
     assert len(batches) == 2 if stay == 0 else len(batches) > 2
     alone = [largest(lambda some: Quadratic(hessians[[model]]), start, 1, 40, 1e-4, 40) for model in range(len(size))]  # noqa: B023  # called at once
@@ -264,6 +266,14 @@ def curves(found: Measured, kind: str) -> list[np.ndarray]:
     return [decode(curve) for curve in column if isinstance(curve, bytes)]
 
 
+def jackknifed(found: Measured, probe: int) -> np.ndarray:
+    """The share of negative curvature without one of the probes, (models,)."""
+    nodes, shares = (
+        np.delete(np.stack(curves(found, kind)).reshape(MODELS, PROBES, -1), probe, 1) for kind in ("nodes", "weights")
+    )
+    return (shares * np.maximum(-nodes, 0)).sum((1, 2)) / (shares * abs(nodes)).sum((1, 2))
+
+
 @every_case
 def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
     """Negative share, traces of H and H^2 within four standard errors; the density too, and nearly equal."""
@@ -272,6 +282,8 @@ def test_spectrum_against_all_eigenvalues(architecture: Architecture) -> None:
     share = np.maximum(-eigenvalues, 0).sum(1) / abs(eigenvalues).sum(1)
     assert (abs(found.value - share) < 4 * found.standard_error + 1e-12).all()
     assert (found.standard_error < 0.1).all()
+    without = [jackknifed(found, probe) for probe in range(PROBES)]
+    np.testing.assert_allclose(found.standard_error, np.std(without, 0) * (PROBES - 1) ** 0.5, rtol=0.15, atol=1e-12)
     count = eigenvalues.shape[1]
     for model, (nodes, shares) in enumerate(zip(curves(found, "nodes"), curves(found, "weights"), strict=True)):
         for power in (1, 2):
@@ -383,23 +395,19 @@ def test_chunks_and_companions_change_nothing(architecture: Architecture, monkey
     alone = all_of(architecture, weights[2:3], x, labels[2])
     for name, found in whole.items():
         same(alone[name], found, slice(2, 3))
-    bytes_per_sample = zoo.landscape.chunks.Problem(architecture, x, y, **LOSS)._bytes(weights)
-    for vectors, activations in ((1, 1 << 28), (1 << 28, 7 * bytes_per_sample), (60 * weights.shape[1] * 8, 1 << 28)):
+    for vectors, states in ((1, 1 << 28), (1 << 28, 1), (60 * weights.shape[1] * 8, 1 << 28)):
         monkeypatch.setattr(zoo.landscape.chunks, "VECTORS", vectors)
-        monkeypatch.setattr(zoo.landscape.chunks, "ACTIVATIONS", activations)
+        monkeypatch.setattr(zoo.landscape.chunks, "STATES", states)
         for name, found in all_of(architecture, weights, x, labels).items():
             same(found, whole[name])
 
 
-def test_exact_trace_of_own_labels_and_slices_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_trace_of_own_labels() -> None:
     weights, x, y = population(RELU)
     labels = torch.stack([(y + model) % CLASSES for model in range(MODELS)])
     exact = dense_hessians(RELU, weights, x, labels).diagonal(dim1=1, dim2=2).sum(1)
-    bytes_per_sample = zoo.landscape.chunks.Problem(RELU, x, y, **LOSS)._bytes(weights)
-    for activations in (1 << 28, 7 * bytes_per_sample):
-        monkeypatch.setattr(zoo.landscape.chunks, "ACTIVATIONS", activations)
-        found = hessian_trace(RELU, weights, x, labels, **LOSS, method="exact")
-        np.testing.assert_allclose(found.value, exact, rtol=1e-9)
+    found = hessian_trace(RELU, weights, x, labels, **LOSS, method="exact")
+    np.testing.assert_allclose(found.value, exact, rtol=1e-9)
 
 
 @every_case
@@ -487,6 +495,7 @@ def test_bad_input_is_named() -> None:
             ({"y": y[1:]}, "of 16 samples"),
             ({"y": torch.stack([y, y])}, "each of 4 models, got 2"),
             ({"x": x[:0], "y": y[:0]}, "no samples"),
+            ({"x": x[:, 1:]}, "inputs must be"),
         ]
         for changed, said in cases:
             given = {"weights": weights, "x": x, "y": y, **LOSS, **changed}
@@ -504,19 +513,3 @@ def test_columns_are_the_declared_ones(architecture: Architecture) -> None:
         assert found.value.dtype == found.standard_error.dtype == np.float64
         assert all(len(column) == MODELS for column in found.others.values())
         assert all(c.dtype == np.float64 for c in found.others.values() if isinstance(c, np.ndarray))
-
-
-def test_slices_of_samples_are_one_surface() -> None:
-    weights, x, y = population(MLP)
-    problem = zoo.landscape.chunks.Problem(MLP, x, y, "cross_entropy")
-    whole = surface(problem.module, weights, x, y)
-    parts = [(7, 0), (7, 7), (2, 14)]
-    cut = zoo.landscape.chunks.Slices(
-        lambda number: surface(problem.module, weights, x[parts[number][1] :][:7], y[parts[number][1] :][:7]),
-        [count / 16 for count, _ in parts],
-    )
-    vectors = torch.randn(MODELS, 2, weights.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(cut.losses(), whole.losses(), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(cut.gradients(), whole.gradients(), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(cut.products(vectors), whole.products(vectors), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(cut.forms(vectors), whole.forms(vectors), rtol=1e-12, atol=1e-14)

@@ -70,7 +70,7 @@ def test_quadratic_loss_in_closed_form(radius: float, adaptive: bool) -> None:
 def test_at_least_the_first_order_value_and_growing_with_the_radius(architecture: Architecture, adaptive: bool) -> None:
     data = population(architecture)
     before = np.zeros(MODELS)
-    for radius in (0.001, 0.01, 0.05, 0.1, 0.3, 1.0):
+    for radius in (0.01, 0.05, 0.1, 1.0):
         found = sharpness(architecture, *data, **LOSS, radius=radius, adaptive=adaptive)
         assert (found.value >= numbers(found, "sharpness_first_order")).all()
         assert (found.value > before).all()
@@ -80,7 +80,7 @@ def test_at_least_the_first_order_value_and_growing_with_the_radius(architecture
     np.testing.assert_array_equal(one.value, np.maximum(numbers(one, "sharpness_first_order"), 0))
 
 
-@pytest.mark.parametrize("radius", [0.05, 0.5])
+@pytest.mark.parametrize("radius", [0.05, 0.5, 5.0])  # as far as the weights are long: there steps must shrink
 def test_no_restart_finds_much_more(radius: float) -> None:
     """Forty ascents of a hundred small steps from random points of the ball, and the points themselves."""
     weights, x, y = population(MLP)
@@ -95,7 +95,7 @@ def test_no_restart_finds_much_more(radius: float) -> None:
         here = surface(module, start + offset, x, y)
         best = max(best, float((here.losses() - base).max()))
         offset = offset + 0.1 * radius * torch.nn.functional.normalize(here.gradients())
-    assert found.value[0] > 0.99 * best
+    assert found.value[0] > 0.98 * best
 
 
 def rescaled(weights: Tensor, unit: int, factor: float) -> Tensor:
@@ -136,10 +136,9 @@ def test_chunks_and_companions_change_nothing(architecture: Architecture, monkey
     whole = sharpness(architecture, weights, x, labels, **LOSS, steps=6)
     alone = sharpness(architecture, weights[2:3], x, labels[2], **LOSS, steps=6)
     np.testing.assert_allclose(alone.value, whole.value[2:3], rtol=1e-7)
-    bytes_per_sample = zoo.landscape.chunks.Problem(architecture, x, y, **LOSS)._bytes(weights)
-    for vectors, activations in ((1, 1 << 28), (1 << 28, 7 * bytes_per_sample)):
+    for vectors, states in ((1, 1 << 28), (1 << 28, 1)):
         monkeypatch.setattr(zoo.landscape.chunks, "VECTORS", vectors)
-        monkeypatch.setattr(zoo.landscape.chunks, "ACTIVATIONS", activations)
+        monkeypatch.setattr(zoo.landscape.chunks, "STATES", states)
         cut = sharpness(architecture, weights, x, labels, **LOSS, steps=6)
         np.testing.assert_allclose(cut.value, whole.value, rtol=1e-7)
 

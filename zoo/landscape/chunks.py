@@ -1,24 +1,26 @@
-"""Losses of a population some models, samples and vectors at a time, so that a metric's memory grows with none."""
+"""Losses of a population some models and vectors at a time, so that a metric's memory grows with neither.
+
+Surfaces work through the samples in parts of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from catalog.errors import InvalidSpecError, unknown_name
+from kernels.curvature.autograd import activations
 from kernels.curvature.surface import Surface, surface
 from kernels.losses import LOSSES
 from zoo.architectures import Architecture
 from zoo.landscape.metric import Measured, Values
 
 VECTORS = 1 << 28  # bytes of flat vectors held at once
-ACTIVATIONS = 1 << 28  # bytes of activations held at once, by estimate
-KEPT = 8  # arrays of its size that differentiating twice keeps of an activation, roughly
+STATES = 1 << 28  # bytes of activations and slopes of all samples at once: so many surfaces may keep between calls
 OVERFLOW = "not finite: the loss or a derivative of it overflows at these weights"
 
 
@@ -32,7 +34,8 @@ class Problem:
         loss_function: a name in `kernels.losses.LOSSES`.
 
     Raises:
-        ValueError: no samples, or labels that do not fit them. UnknownNameError: another loss function.
+        ValueError: no samples, inputs of another shape, or labels that do not fit them. UnknownNameError: another loss
+            function.
     """
 
     architecture: Architecture
@@ -45,6 +48,8 @@ class Problem:
             raise unknown_name("loss function", self.loss_function, LOSSES)
         if not len(self.x):
             raise ValueError("no samples to measure the loss on; give one or more")
+        if self.x.shape[1:] != self.architecture.input_shape:
+            raise ValueError(f"inputs must be (samples, *{self.architecture.input_shape}), got {tuple(self.x.shape)}")
         if self.y.dim() not in (1, 2) or self.y.shape[-1] != len(self.x):
             raise ValueError(f"labels must be of {len(self.x)} samples, got {tuple(self.y.shape)}")
 
@@ -66,67 +71,14 @@ class Problem:
         check_weights(self.architecture, weights)
         if self.y.dim() == 2 and len(self.y) != len(weights):
             raise ValueError(f"expected labels for each of {len(weights)} models, got {len(self.y)} rows")
-        by_samples = ACTIVATIONS // (self._bytes(weights) * len(self.x))
-        return chunks(len(weights), min(by_samples, fitting(weights, vectors)))
+        here = self.x[:1].to("meta")
+        state = (activations(self.module, here) + here.numel()) * len(self.x) * weights.element_size()
+        return chunks(len(weights), min(STATES // (2 * state), fitting(weights, vectors)))
 
     def surface(self, weights: Tensor, models: slice | Tensor) -> Surface:
         """The surface at these weights, where `models` tells whose labels they have."""
-        parts = self.samples(weights, models)
-
-        def part(number: int) -> Surface:
-            _, x, y = parts[number]
-            return surface(self.module, weights, x, y, loss_function=self.loss_function)
-
-        return part(0) if len(parts) == 1 else Slices(part, [share for share, _, _ in parts])
-
-    def samples(self, weights: Tensor, models: slice | Tensor) -> list[tuple[float, Tensor, Tensor]]:
-        """The samples to work on at once with these models: their share of all, inputs, labels."""
-        x, y = self.x.to(weights.dtype), self.y if self.y.dim() == 1 else self.y[models]
-        length = ACTIVATIONS // (self._bytes(weights) * max(len(weights), 1))
-        return [((s.stop - s.start) / len(x), x[s], y[..., s]) for s in chunks(len(x), length)]
-
-    def _bytes(self, weights: Tensor) -> int:
-        """Of one model's activations for one sample."""
-        return KEPT * self._activations * weights.element_size()
-
-    @cached_property
-    def _activations(self) -> int:
-        module, counts = self.architecture.build("meta").eval(), [self.x[0].numel()]
-        for layer in module.children():
-            layer.register_forward_hook(lambda _layer, _inputs, output: counts.append(output.numel()))
-        module(torch.empty(1, *self.architecture.input_shape, device="meta"))
-        return sum(counts)
-
-
-@dataclass(frozen=True)
-class Slices:
-    """The `Surface` of more samples than fit into memory at once: a mean over slices, each made when it is needed.
-
-    Args:
-        part: the surface of each slice, by number.
-        shares: of all samples, what each slice holds.
-    """
-
-    part: Callable[[int], Surface]
-    shares: Sequence[float]
-
-    def losses(self) -> Tensor:
-        return self._mean(lambda here: here.losses())
-
-    def gradients(self) -> Tensor:
-        return self._mean(lambda here: here.gradients())
-
-    def products(self, vectors: Tensor) -> Tensor:
-        return self._mean(lambda here: here.products(vectors))
-
-    def forms(self, vectors: Tensor) -> Tensor:
-        return self._mean(lambda here: here.forms(vectors))
-
-    def _mean(self, value: Callable[[Surface], Tensor]) -> Tensor:
-        total = value(self.part(0)) * self.shares[0]
-        for number, share in enumerate(self.shares[1:], 1):
-            total += value(self.part(number)) * share
-        return total
+        labels = self.y if self.y.dim() == 1 else self.y[models]
+        return surface(self.module, weights, self.x.to(weights.dtype), labels, loss_function=self.loss_function)
 
 
 def chunks(count: int, length: int) -> Iterator[slice]:

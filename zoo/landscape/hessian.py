@@ -81,20 +81,14 @@ def hessian_trace(
     sketch = min(probes // 3, problem.parameters) if method == "hutch++" else 0
     value, error = np.empty(len(weights)), np.empty(len(weights))
     for part in problem.chunks(weights, 4 * sketch + 3):
+        some, labels = weights[part], y if y.dim() == 1 else y[part]
         if method == "exact":
-            value[part], error[part] = _exact(problem, weights, part), 0
+            trace = exact_trace(problem.module, some, x.to(some.dtype), labels, loss_function=loss_function)
+            value[part], error[part] = trace.cpu().numpy(), 0
         else:
-            here = problem.surface(weights[part], part)
-            value[part], error[part] = _estimate(here, weights[part], problem.parameters, probes, sketch, seed)
+            here = problem.surface(some, part)
+            value[part], error[part] = _estimate(here, some, problem.parameters, probes, sketch, seed)
     return measured(value, error, {"hessian_trace_method": [method] * len(weights)})
-
-
-def _exact(problem: Problem, weights: Tensor, part: slice) -> np.ndarray:
-    total = torch.zeros(part.stop - part.start, dtype=torch.float64, device=weights.device)
-    for share, x, y in problem.samples(weights[part], part):
-        trace = exact_trace(problem.module, weights[part], x, y, loss_function=problem.loss_function)
-        total += share * trace.double()
-    return total.cpu().numpy()
 
 
 def _estimate(
@@ -151,7 +145,8 @@ def hessian_top_eigenvalue(
     Args:
         iterations: at most so many Hessian-vector products; one more measures the residual.
         tolerance: a model has converged when its residual is at most this times the eigenvalue, or rounding is all
-            that is left. One that has not keeps its value, with its residual.
+            that is left. One that has not keeps its value, with its residual. With a loose one (0.03) a model was seen
+            to stop at its second eigenvalue, 7 % below the first.
         seed: of the first vector, a uniformly random direction, the same for every model of a variant.
 
     Returns:
@@ -172,7 +167,7 @@ def hessian_top_eigenvalue(
     check_seed(seed)
     problem = Problem(architecture, x, y, loss_function)
     found = np.empty((4, len(weights)))
-    for part in problem.chunks(weights, iterations + 5):
+    for part in problem.chunks(weights, 2 * iterations):
         start = direction(seed, problem.parameters, weights)
         models = torch.arange(part.start, part.stop, device=weights.device)
 

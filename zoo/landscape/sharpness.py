@@ -62,9 +62,7 @@ def sharpness(
 
 def _ascend(problem: Problem, weights: Tensor, models: slice, radius: float, steps: int, adaptive: bool) -> Tensor:
     """Largest rise and the rise at the first point, (2, models) float64."""
-    scale = torch.zeros_like(weights)
-    some = slice(0, problem.parameters)
-    scale[:, some] = weights[:, some].abs() if adaptive else 1
+    scale = weights.abs() if adaptive else torch.ones_like(weights)  # buffers stay: their gradient is zero
     here = problem.surface(weights, models)
     start = here.losses().double()
     best, rise, uphill = torch.zeros_like(weights), torch.zeros_like(start), _direction(here.gradients() * scale)

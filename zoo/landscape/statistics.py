@@ -83,8 +83,8 @@ def log_magnitude_entropy(
 
     From a histogram with bins [0.05 k, 0.05 (k + 1)): -sum p ln p + ln 0.05, an estimate of the differential entropy,
     which does not depend on the width of the bins. Another scale changes nothing but how the entries fall into bins. A
-    Gaussian has 1.361; the histogram of n entries finds about (filled bins) / 2n less. Entries that are exactly zero
-    have no logarithm and are left out.
+    Gaussian has 1.361. The histogram of n entries finds about (filled bins) / 2n less, which is much for n below 1,000:
+    compare matrices of equal size. Entries that are exactly zero have no logarithm and are left out.
 
     Args:
         weights: (models, size).
