@@ -189,6 +189,18 @@ def test_shared_labels(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_vectors_of_all_models(impl: str) -> None:
+    """Not copied for each model."""
+    module = mlp((4, 5, 3))
+    weights, x, y, vectors = problem(module, (4,), 3)
+    for threads in (1, 2):
+        here = surface(module, weights, x, y, impl=impl, threads=threads)
+        shared = vectors[0].expand(2, -1, -1)
+        assert torch.equal(here.products(shared), here.products(shared.clone()))
+        assert torch.equal(here.forms(shared), here.forms(shared.clone()))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_saturated_and_dead_networks(impl: str) -> None:
     """Weights so large that probabilities are 0 and 1, and ReLUs that never fire: finite, and zero where it should."""
     module = mlp((4, 6, 3))
