@@ -18,6 +18,8 @@ binding.get_host_cpu_features = lambda: features  # what `kernels.mlp.tiles` ask
 
 import dataclasses
 import torch
+from kernels.curvature.surface import surface
+from kernels.curvature.trace import exact_trace
 from kernels.mlp.tiles import REGISTER
 from zoo.datasets import load_dataset
 from zoo.evaluate import evaluate
@@ -39,6 +41,14 @@ for family, number in (("mlp", {"width": 33}), ("cnn", {"channels": 5})):
     both = [evaluate(runs[0].architecture, compiled[:, 1], x, y, impl=impl) for impl in ("reference", "compiled")]
     assert (both[0].error_bits == both[1].error_bits).all()
     assert abs(both[0].loss - both[1].loss).max() < 1e-5
+    if family == "mlp":  # the Hessian: products, forms and the exact trace
+        module, w = runs[0].architecture.build("meta"), compiled[:, 1].double()
+        here, there = (surface(module, w, x.double(), y, impl=impl) for impl in ("compiled", "reference"))
+        products, forms = there.products(w[:, None]), there.forms(w[:, None])
+        assert (here.products(w[:, None]) - products).norm() < 1e-12 * products.norm()
+        assert (here.forms(w[:, None]) - forms).norm() < 1e-12 * forms.norm()
+        traces = [exact_trace(module, w.float(), x, y, impl=impl) for impl in ("compiled", "reference")]
+        assert (traces[0] - traces[1]).norm() < 1e-5 * traces[1].norm()
 """
 
 

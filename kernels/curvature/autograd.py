@@ -103,12 +103,13 @@ class Autograd:
 
 
 def tensors_of(module: nn.Module, weights: Tensor) -> dict[str, Tensor]:
-    """name -> (models, *shape), views of flat weights (models, size); buffers take no part in differentiation."""
+    """name -> (models, *shape), of flat weights (models, size); buffers take no part in differentiation."""
     tensors, place = {}, 0
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         part = weights[:, place : place + tensor.numel()]
         part = part if isinstance(tensor, nn.Parameter) else part.detach()
-        tensors[name] = part.reshape(-1, *tensor.shape)
+        # A copy: the derivative of torch 2.13's batch_norm on a CPU reads weights with gaps between them wrongly.
+        tensors[name] = part.contiguous().reshape(-1, *tensor.shape)
         place += math.prod(tensor.shape)
     return tensors
 

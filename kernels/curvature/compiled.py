@@ -21,7 +21,8 @@ from kernels.mlp.tiles import OPTIONS
 from kernels.programs import Program, sources
 
 VALUES, GRADIENTS, PRODUCTS, FORMS = range(4)
-SOURCES = sources("curvature/*.py", "mlp/*.py", "lanes/vectors.py", "learning.py", "random.py")
+PARTS = tuple(f"curvature/{name}.py" for name in ("compiled", "passes", "places", "pointwise", "tiles"))
+SOURCES = sources(*PARTS, "mlp/*.py", "lanes/vectors.py", "learning.py", "random.py")
 TOGETHER = 1 << 17  # numbers: vectors that are worked on while a block's state is there
 KEPT = 1 << 28  # bytes of states that stay from call to call of `products`; beyond that they are computed anew
 
@@ -38,7 +39,7 @@ def _differentiate(digest: str) -> Any:
         """Losses, gradients, products or forms of all models.
 
         Args:
-            vectors: (models, vectors, size); for losses and gradients none, one is counted. labels: (1 or models,
+            vectors: (1 or models, vectors, size); for losses and gradients none, one is counted. labels: (1 or models,
                 samples). states: (models, blocks, numbers), kept from call to call, `ready` (models,) where they are;
                 or (1, 1, numbers). expanded, sums: (together, numbers), rooms for the vectors of a group.
             values: (models, vectors) float64, losses or forms. out: (models, vectors, size), gradients or products.
@@ -53,7 +54,7 @@ def _differentiate(digest: str) -> Any:
                 group = min(together, count - start)
                 if what >= PRODUCTS:
                     for k in range(group):
-                        expand(layers, vectors[model, start + k], what == PRODUCTS, expanded[k])
+                        expand(layers, vectors[model % len(vectors), start + k], what == PRODUCTS, expanded[k])
                 sums[:group] = 0
                 for number in range((samples + block - 1) // block):
                     first = number * block
@@ -121,20 +122,18 @@ class Compiled:
         return torch.from_numpy(out[:, 0])
 
     def products(self, vectors: Tensor) -> Tensor:
-        given = self._vectors(vectors)
-        out = np.empty_like(given)
-        if self.states is None and self.places.blocks * self.places.state * len(given) * given.itemsize <= KEPT:
-            shape = (len(given), self.places.blocks, self.places.state)
-            self.states, self.ready = (
-                rows(math.prod(shape[:2]), shape[2], given.dtype).reshape(shape),
-                np.zeros(len(given), np.bool_),
-            )
-        self._run(PRODUCTS, given, np.zeros(given.shape[:2]), out)
+        given, models = self._vectors(vectors), len(self.weights)
+        out = np.empty((models, *given.shape[1:]), given.dtype)
+        shape = (models, self.places.blocks, self.places.state)
+        if self.states is None and math.prod(shape) * given.itemsize <= KEPT:
+            self.states = rows(math.prod(shape[:2]), shape[2], given.dtype).reshape(shape)
+            self.ready = np.zeros(models, np.bool_)
+        self._run(PRODUCTS, given, np.zeros(out.shape[:2]), out)
         return torch.from_numpy(out)
 
     def forms(self, vectors: Tensor) -> Tensor:
         given = self._vectors(vectors)
-        values = np.zeros(given.shape[:2])
+        values = np.zeros((len(self.weights), given.shape[1]))
         self._run(FORMS, given, values, self._no_vectors())
         return torch.from_numpy(values.astype(given.dtype))
 
@@ -147,7 +146,8 @@ class Compiled:
             raise ValueError(
                 f"vectors must be {expected} {self.weights.dtype}, got {tuple(vectors.shape)} {vectors.dtype}"
             )
-        return np.ascontiguousarray(vectors.detach().numpy())
+        shared = len(vectors) > 1 and vectors.stride(0) == 0  # probes that are the same for all models
+        return np.ascontiguousarray((vectors[:1] if shared else vectors).detach().numpy())
 
     def _run(self, what: int, vectors: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
         """Calls the compiled code for parts of the population."""
@@ -159,8 +159,8 @@ class Compiled:
             sums = rows(together if what == PRODUCTS else 1, places.sums, dtype)
             states = rows(1, places.state, dtype)[None] if self.states is None else self.states[models]
             DIFFERENTIATE(
-                what, places.layers, KINDS[self.network.activation], self.loss, self.weights[models], vectors[models],
-                together, self.inputs, len(self.x), places.block, own(self.labels, models),
+                what, places.layers, KINDS[self.network.activation], self.loss, self.weights[models],
+                own(vectors, models), together, self.inputs, len(self.x), places.block, own(self.labels, models),
                 aligned(places.widest, dtype), np.ones(1, dtype), states, self.ready[models],
                 aligned(places.weights, dtype), aligned(together * places.weights, dtype).reshape(together, -1), sums,
                 aligned(places.work, dtype), values[models], out[models],
@@ -195,9 +195,9 @@ def rows(count: int, size: int, dtype: Any) -> np.ndarray:
     return room[skipped : skipped + count * size].reshape(count, size)
 
 
-def own(labels: np.ndarray, models: slice) -> np.ndarray:
-    """Labels of these models."""
-    return labels if len(labels) == 1 else labels[models]
+def own(rows: np.ndarray, models: slice) -> np.ndarray:
+    """Rows of these models, or the one that is all models'."""
+    return rows if len(rows) == 1 else rows[models]
 
 
 def in_parts(work: Callable[[slice], None], models: int, threads: int) -> None:

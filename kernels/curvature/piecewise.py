@@ -11,8 +11,6 @@ BatchNorm in eval mode is linear in its inputs and in each of its weights, so it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +35,8 @@ def piecewise_layers(module: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnsupportedError: not a Sequential of piecewise linear layers, each used once.
     """
-    layers = dict(_leaves(module, ""))
+    everything = module.named_modules(remove_duplicate=False)
+    layers = {name: layer for name, layer in everything if type(layer) is not nn.Sequential}
     for name, layer in layers.items():
         if type(layer) not in (*LINEAR, *PIECEWISE):
             raise UnsupportedError(f"layer {name!r}, {type(layer).__name__}, is not linear in its weights and inputs")
@@ -53,14 +52,6 @@ def piecewise_layers(module: nn.Module) -> dict[str, nn.Module]:
     if not layers or len({id(parameter) for parameter in weighed}) < len(weighed):
         raise UnsupportedError("there are no layers, or a weight is used twice")
     return layers
-
-
-def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential:
-        yield prefix, module
-        return
-    for name, child in module.named_children():
-        yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
 
 
 def trace(module: nn.Module, weights: Tensor, x: Tensor, y: Tensor, loss_function: str) -> Tensor:
