@@ -1,4 +1,4 @@
-"""Small populations for the landscape metrics, their exact Hessians, and the lines that describe the metrics."""
+"""Small populations for the landscape metrics, and their exact Hessians."""
 
 import numpy as np
 import torch
@@ -7,32 +7,7 @@ from torch.func import functional_call
 
 from kernels.losses import LOSSES
 from zoo.architectures import Architecture
-from zoo.landscape.hessian import gradient_norm, hessian_top_eigenvalue, hessian_trace
-from zoo.landscape.metric import Measured, Metric
-from zoo.landscape.sharpness import sharpness
-from zoo.landscape.spectrum import hessian_spectrum
-from zoo.landscape.statistics import log_magnitude_entropy, stable_rank, weight_norm
-
-METRICS = {
-    "gradient_norm": Metric(gradient_norm, unit="loss / weight"),
-    "hessian_trace": Metric(hessian_trace, columns=("hessian_trace_method",), unit="loss / weight^2"),
-    "hessian_top_eigenvalue": Metric(
-        hessian_top_eigenvalue,
-        columns=("hessian_top_eigenvalue_residual", "hessian_top_eigenvalue_iterations", "hessian_lowest_ritz"),
-        unit="loss / weight^2",
-    ),
-    "hessian_spectrum": Metric(
-        hessian_spectrum,
-        columns=("hessian_spectrum_nodes", "hessian_spectrum_weights"),
-        unit="share of the curvature that is negative",
-    ),
-    "sharpness": Metric(sharpness, columns=("sharpness_first_order",), unit="loss"),
-    "weight_norm": Metric(weight_norm, split=None, unit="weight"),
-    "stable_rank": Metric(stable_rank, split=None, unit="rank"),
-    "log_magnitude_entropy": Metric(
-        log_magnitude_entropy, split=None, columns=("log_magnitude_entropy_zeros",), unit="nats"
-    ),
-}
+from zoo.landscape.metric import Measured
 
 MODELS, SAMPLES, CLASSES = 4, 16, 3
 MLP = Architecture("mlp", {"depth": 1, "width": 4, "activation": "tanh"}, (5,), CLASSES)

@@ -15,7 +15,6 @@ from tests.landscape_models import (
     CASES,
     CLASSES,
     LINEAR,
-    METRICS,
     MLP,
     MODELS,
     RELU,
@@ -26,6 +25,7 @@ from tests.landscape_models import (
 )
 from zoo.architectures import Architecture
 from zoo.landscape.chunks import OVERFLOW
+from zoo.landscape.metrics import METRICS
 from zoo.landscape.sharpness import sharpness
 
 LOSS: dict[str, Any] = {"loss_function": "cross_entropy"}
