@@ -39,7 +39,9 @@ METRICS: dict[str, Metric] = {
     "sharpness": Metric(sharpness, columns=("sharpness_first_order",), unit="loss", passes=lambda s: 1.5 * s["steps"]),
     "weight_norm": Metric(weight_norm, split=None),
     "stable_rank": Metric(stable_rank, split=None),
-    "log_magnitude_entropy": Metric(log_magnitude_entropy, split=None, unit="nats"),
+    "log_magnitude_entropy": Metric(
+        log_magnitude_entropy, split=None, columns=("log_magnitude_entropy_zeros",), unit="nats"
+    ),
     "cka_yang": Metric(cka_yang, needs="partner", labels="clean"),
     "cka_ptmz": Metric(cka_ptmz, needs="partner", split="test", labels="clean"),
     "mode_connectivity": Metric(
@@ -48,7 +50,7 @@ METRICS: dict[str, Metric] = {
         labels="clean",
         columns=("mc_peak", "mc_t", "mc_interior", "mc_errors", "mc_losses"),
         unit=POINTS,
-        passes=lambda s: 2 * s["epochs"] + s["points"],
+        passes=lambda s: 1.4 * s["epochs"] + s["points"],
     ),
     "linear_barrier": Metric(
         linear_barrier,
