@@ -159,7 +159,7 @@ def hessian_top_eigenvalue(
     Raises:
         InvalidSpecError: iterations below 1, or a tolerance not above 0.
 
-    Source: PyHessian, Yao et al. 2020, arXiv 1912.07145, algorithm 2, has 100 iterations and the tolerance 1e-3.
+    Source: Yao et al. 2020, PyHessian, arXiv 1912.07145; its package has 100 iterations and the tolerance 1e-3.
         Differs: Lanczos for power iteration, the residual for the change between two iterations.
     """
     check_count("iterations", iterations)

@@ -45,8 +45,8 @@ def hessian_spectrum(
     Raises:
         InvalidSpecError: probes or steps below 1.
 
-    Source: Ghorbani, Krishnan and Xiao 2019, arXiv 1901.10159, section 2 and appendix A; Yao et al. 2020, PyHessian,
-        arXiv 1912.07145, algorithm 3. Differs: Rademacher vectors as in the second; the nodes are kept, broadening is
+    Source: Ghorbani, Krishnan and Xiao 2019, arXiv 1901.10159, section 2; Yao et al. 2020, PyHessian, arXiv 1912.07145,
+        on stochastic Lanczos quadrature. Differs: Rademacher vectors as in the second; the nodes are kept, broadening is
         left to who draws them.
     """
     check_count("probes", probes)
@@ -107,7 +107,7 @@ def density(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, width: flo
         nodes, weights: (nodes,), from the columns of `hessian_spectrum`.
         width: standard deviation of the Gaussians, in units of the grid.
 
-    Source: Ghorbani et al. 2019, equations (5) and (7).
+    Source: Ghorbani et al. 2019, section 2.
 
     >>> density(np.array([0.0]), np.array([1.0]), np.array([0.0, 1.0]), width=1.0).round(4).tolist()
     [0.3989, 0.242]
