@@ -46,8 +46,8 @@ def hessian_spectrum(
         InvalidSpecError: probes or steps below 1.
 
     Source: Ghorbani, Krishnan and Xiao 2019, arXiv 1901.10159, section 2; Yao et al. 2020, PyHessian, arXiv 1912.07145,
-        on stochastic Lanczos quadrature. Differs: Rademacher vectors as in the second; the nodes are kept, broadening is
-        left to who draws them.
+        on stochastic Lanczos quadrature. Differs: Rademacher vectors as in the second; the nodes are kept, and
+        broadening them is left to who draws them.
     """
     check_count("probes", probes)
     check_count("steps", steps)
