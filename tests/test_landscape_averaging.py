@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from catalog.errors import InvalidSpecError, UnknownNameError
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
+from zoo.landscape import metrics
 from zoo.landscape.averaging import averaging_gain, seed_averaging_gain
-from zoo.landscape.metric import Measured, Metric
+from zoo.landscape.metric import Measured
 from zoo.landscape.norms import activations, reestimate, widest
 
 MLP = Architecture("mlp", {"depth": 2, "width": 6, "activation": "tanh"}, (1, 8, 8), 4)
@@ -22,24 +23,7 @@ NORM = Architecture("cnn", {"channels": 4, "norm": "batch"}, (1, 8, 8), 4)
 SMALL = Architecture("cnn", {"style": "small_cnn_zoo", "norm": "batch", "channels": 4}, (3, 8, 8), 4)
 every = pytest.mark.parametrize("architecture", [MLP, CNN, NORM, SMALL], ids=lambda one: one.name)
 normed = pytest.mark.parametrize("architecture", [NORM, SMALL], ids=lambda one: one.name)
-METRICS = {
-    "averaging_gain": Metric(
-        averaging_gain,
-        needs="history",
-        split="test",
-        labels="clean",
-        columns=("averaging_gain_accuracy", "averaging_gain_count"),
-        unit="percentage points of test accuracy",
-    ),
-    "seed_averaging_gain": Metric(
-        seed_averaging_gain,
-        needs="cell",
-        split="test",
-        labels="clean",
-        columns=("seed_averaging_gain_accuracy", "seed_averaging_gain_count"),
-        unit="percentage points of test accuracy",
-    ),
-}
+METRICS = {name: metrics.METRICS[name] for name in ("averaging_gain", "seed_averaging_gain")}
 each = pytest.mark.parametrize("name", METRICS)
 
 

@@ -15,8 +15,9 @@ from kernels.curves.recipe import Recipe
 from zoo.architectures import Architecture
 from zoo.datasets import load_dataset
 from zoo.evaluate import evaluate
+from zoo.landscape import metrics
 from zoo.landscape.connectivity import along, curve, linear_barrier, mode_connectivity
-from zoo.landscape.metric import Measured, Metric
+from zoo.landscape.metric import Measured
 from zoo.landscape.norms import reestimate
 from zoo.plan import make_plan
 from zoo.spec import ZooSpec
@@ -30,22 +31,7 @@ DIGITS = load_dataset("digits")
 X, Y = torch.from_numpy(DIGITS.train_x[:96]), torch.from_numpy(DIGITS.train_y[:96])
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 32}
 every = pytest.mark.parametrize("architecture", [MLP, CNN, NORM, GROUP], ids=lambda one: one.name)
-METRICS = {
-    "mode_connectivity": Metric(
-        mode_connectivity,
-        needs="partner",
-        labels="clean",
-        columns=("mc_peak", "mc_t", "mc_interior", "mc_errors", "mc_losses"),
-        unit="percentage points of train error",
-    ),
-    "linear_barrier": Metric(
-        linear_barrier,
-        needs="partner",
-        labels="clean",
-        columns=("linear_barrier_t", "linear_barrier_loss", "linear_barrier_errors"),
-        unit="percentage points of train error",
-    ),
-}
+METRICS = {name: metrics.METRICS[name] for name in ("mode_connectivity", "linear_barrier")}
 
 
 def networks(architecture: Architecture, models: int = 3, seed: int = 0) -> Tensor:

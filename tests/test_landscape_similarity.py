@@ -15,7 +15,8 @@ from torch import Tensor
 from catalog.errors import InvalidSpecError, UnknownNameError
 from tests.strategies import seeds
 from zoo.architectures import Architecture
-from zoo.landscape.metric import Measured, Metric
+from zoo.landscape import metrics
+from zoo.landscape.metric import Measured
 from zoo.landscape.norms import activations
 from zoo.landscape.similarity import (
     CONSTANT,
@@ -33,16 +34,7 @@ CNN = Architecture("cnn", {"channels": 4, "activation": "tanh"}, (1, 8, 8), 4)  
 NORM = Architecture("cnn", {"channels": 4, "norm": "batch"}, (1, 8, 8), 4)
 GROUP = Architecture("cnn", {"style": "small_cnn_zoo", "norm": "group", "channels": 4}, (3, 8, 8), 4)
 every = pytest.mark.parametrize("architecture", [MLP, CNN, NORM, GROUP], ids=lambda one: one.name)
-METRICS = {
-    "cka_yang": Metric(cka_yang, needs="partner", split="train", labels="clean"),
-    "cka_ptmz": Metric(cka_ptmz, needs="partner", split="test", labels="clean"),
-    "disagreement": Metric(
-        disagreement, needs="partner", split="test", labels="clean", columns=("disagreement_normalised",)
-    ),
-    "weight_distance": Metric(
-        weight_distance, needs="partner", split=None, labels="clean", columns=("weight_distance_relative",)
-    ),
-}
+METRICS = {name: metrics.METRICS[name] for name in ("cka_yang", "cka_ptmz", "disagreement", "weight_distance")}
 each = pytest.mark.parametrize("name", METRICS)
 
 
