@@ -1,12 +1,10 @@
-"""Activations and losses with their first two derivatives, in compiled code and in plain torch."""
+"""Activations and losses with their first two derivatives, in compiled code."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kernels.learning import MSE
 from kernels.mlp.pointwise import GELU, RELU, TANH, exp, normal_cdf, tanh
@@ -45,22 +43,6 @@ def activate(kind: int, h: np.ndarray, slope: np.ndarray, bend: np.ndarray) -> N
             h[i] = x * gate
             slope[i] = gate * (one + x * (one - gate))
             bend[i] = gate * (one - gate) * (two + x * (one - two * gate))
-
-
-def derivatives(kind: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, first and second derivative of the activation of this name."""
-    if kind == "relu":
-        slope = (z > 0).to(z.dtype)
-        return torch.relu(z), slope, torch.zeros_like(z)
-    if kind == "tanh":
-        y = torch.tanh(z)
-        slope = 1 - y * y
-        return y, slope, -2 * y * slope
-    if kind == "gelu":
-        below, density = torch.special.ndtr(z), torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        return z * below, below + z * density, density * (2 - z * z)
-    gate = torch.sigmoid(z)
-    return z * gate, gate * (1 + z * (1 - gate)), gate * (1 - gate) * (2 + z * (1 - 2 * gate))
 
 
 @compiled

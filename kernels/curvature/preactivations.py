@@ -5,13 +5,13 @@ formulas and source these are, and what runs on a GPU.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.curvature.chunks import parts, room
-from kernels.curvature.pointwise import derivatives
 from kernels.mlp.network import MLP
 
 
@@ -73,6 +73,22 @@ def loss_columns(logits: Tensor, y: Tensor, loss_function: str) -> tuple[Tensor,
         return 2 / classes * (logits - target), units.expand(*logits.shape, -1), shares
     odds = torch.softmax(logits, -1)
     return odds - target, units - odds[..., None, :], odds
+
+
+def derivatives(kind: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative of the activation of this name."""
+    if kind == "relu":
+        slope = (z > 0).to(z.dtype)
+        return torch.relu(z), slope, torch.zeros_like(z)
+    if kind == "tanh":
+        y = torch.tanh(z)
+        slope = 1 - y * y
+        return y, slope, -2 * y * slope
+    if kind == "gelu":
+        below, density = torch.special.ndtr(z), torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return z * below, below + z * density, density * (2 - z * z)
+    gate = torch.sigmoid(z)
+    return z * gate, gate * (1 + z * (1 - gate)), gate * (1 - gate) * (2 + z * (1 - 2 * gate))
 
 
 def _layers(network: MLP, weights: Tensor) -> list[tuple[Tensor, Tensor]]:

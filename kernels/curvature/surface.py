@@ -84,8 +84,10 @@ def compilable(module: nn.Module, weights: Tensor, impl: str | None) -> MLP | No
             raise UnsupportedError(
                 f"compiled code is for float32 or float64 on a CPU, not for {weights.dtype} on {weights.device}"
             )
+        import kernels.curvature.compiled  # noqa: F401  # may lack numba, and takes a second
+
         return mlp_of(module)
-    except UnsupportedError:
+    except (UnsupportedError, ImportError) as error:
         if impl is not None:
-            raise
+            raise UnsupportedError(f"no compiled code: {error}") from error
         return None

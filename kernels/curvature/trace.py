@@ -40,8 +40,14 @@ def exact_trace(
 ) -> Tensor:
     """tr H of each model's mean loss, (models,), without sampling. Arguments as for `surface`.
 
+    For MLPs of all activations from the second derivatives in each layer's inputs (`columns`; compiled code on a CPU,
+    else `preactivations`), for other piecewise linear networks from per-sample gradients (`piecewise`), both with their
+    sources. At kinks of ReLU and pooling the second derivative counts as zero, as it does for `surface`.
+
     Raises:
-        UnsupportedError: there is no way that costs less than a product a parameter; see `has_exact_trace`.
+        UnsupportedError: there is no way that costs less than a product a parameter, see `has_exact_trace`; or
+            "compiled" was asked for what it cannot do.
+        ValueError: shapes, types or labels that do not fit; names that are none.
     """
     if loss_function not in LOSSES:
         raise ValueError(f"loss_function must be one of {', '.join(LOSSES)}, got {loss_function!r}")
