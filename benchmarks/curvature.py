@@ -30,6 +30,7 @@ from benchmarks.sides import PAIRS, compare, measure
 from benchmarks.team import Team
 from kernels.curvature.surface import surface
 from kernels.curvature.trace import dense_trace, exact_trace
+from zoo.landscape.hessian import hessian_top_eigenvalue
 from zoo.shards import one_thread
 
 PROBES = 20  # vectors, or products one after the other
@@ -43,7 +44,7 @@ class Task:
     """What is measured.
 
     Args:
-        what: "trace", "eigenvalue" or "exact". least: the bar. sample: networks of PyHessian a turn.
+        what: "trace", "eigenvalue" (by as many products), "converged" (the metric, to 1e-3) or "exact". least: the bar. sample: networks of PyHessian a turn.
     """
 
     what: str
@@ -54,7 +55,11 @@ class Task:
 
     @property
     def operation(self) -> str:
-        kind = {"trace": "Hessian trace by probes", "eigenvalue": "top Hessian eigenvalue by power iteration"}
+        kind = {
+            "trace": "Hessian trace by probes",
+            "eigenvalue": "top Hessian eigenvalue by power iteration",
+            "converged": "top Hessian eigenvalue to 1e-3",
+        }
         activation = dict(self.population.numbers).get("activation", "relu")
         return f"{kind.get(self.what, 'exact Hessian trace')}, {self.population.name}, {activation}"
 
@@ -93,7 +98,9 @@ def pyhessian(task: Task, file: str) -> list[Any]:
         for module in modules(task.population, file, task.sample):
             module.zero_grad()
             here = hessian(module, nn.CrossEntropyLoss(), data=(x, y), cuda=False)
-            if task.what == "eigenvalue":
+            if task.what == "converged":
+                found.append(here.eigenvalues()[0][0])
+            elif task.what == "eigenvalue":
                 found.append(here.eigenvalues(maxIter=task.probes, tol=-math.inf)[0][0])
             else:
                 found.append(here.trace(maxIter=task.probes, tol=-math.inf))
@@ -106,6 +113,10 @@ def ours(task: Task, weights: Tensor) -> Tensor:
     x, y = data_of(task.population, task.samples)
     if task.what == "exact":
         return exact_trace(module, weights, x, y, threads=1)
+    if task.what == "converged":
+        architecture = task.population.architecture
+        found = hessian_top_eigenvalue(architecture, weights, x, y, loss_function="cross_entropy")
+        return torch.from_numpy(found.value)
     here = surface(module, weights, x, y, threads=1)
     if task.what == "trace":
         signs = torch.randint(0, 2, (task.probes, weights.shape[1]), dtype=weights.dtype) * 2 - 1
@@ -136,9 +147,10 @@ def measured(task: Task, pairs: int) -> None:
         "pyhessian": task.sample / statistics.median(turns["pyhessian"].wall),
         "ours": len(weights) / statistics.median(turns["ours"].wall),
     }
+    products = {} if task.what == "converged" else {"probes": task.probes}
     row = {
         "operation": task.operation,
-        "setting": {"models": len(weights), "samples": task.samples, "cores": 1, "probes": task.probes},
+        "setting": {"models": len(weights), "samples": task.samples, "cores": 1, **products},
         "ours": f"{rates['ours']:,.0f} models/s" + (", no sampling error" if task.what == "exact" else ""),
         "against": AGAINST,
         "theirs": f"{rates['pyhessian']:,.1f} models/s",
@@ -152,7 +164,7 @@ def measured(task: Task, pairs: int) -> None:
 def agreement(task: Task, weights: Tensor, theirs: Sequence[Any]) -> dict[str, object]:
     """How far the values of both sides are from each other; exact ones also from the dense trace in float64."""
     found = ours(task, weights)[: task.sample].double()
-    if task.what == "eigenvalue":  # after so many steps from another start
+    if task.what in ("eigenvalue", "converged"):  # after so many steps from another start
         apart = (found - torch.tensor(theirs).double()).abs() / found.abs()
         return {"median_relative_difference": float(apart.median())}
     probes = torch.tensor(theirs).double()
@@ -185,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Task("trace", relu, 1437, 1.6),
         Task("eigenvalue", relu, 128, 6),
         Task("eigenvalue", relu, 1437, 1.6),
+        Task("converged", relu, 128),
+        Task("converged", relu, 1437),
         Task("exact", relu, 128, 150),
         Task("exact", relu, 1437, 30),
         Task("exact", tanh, 128),

@@ -264,7 +264,8 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, sh
 
 
 def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, tensors: Mapping[str, Tensor], training: bool) -> Tensor:
-    flat = {kind: tensor.reshape(-1) for kind, tensor in tensors.items()}
+    # torch 2.13 on a CPU differentiates batch_norm wrongly for scales with gaps, as those of one channel are in views
+    flat = {kind: tensor.reshape(-1).contiguous() for kind, tensor in tensors.items()}
     mean, var = flat["running_mean"].clone(), flat["running_var"].clone()
     assert layer.momentum is not None
     out = F.batch_norm(x, mean, var, flat["weight"], flat["bias"], training, layer.momentum, layer.eps)
