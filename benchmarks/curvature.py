@@ -44,7 +44,8 @@ class Task:
     """What is measured.
 
     Args:
-        what: "trace", "eigenvalue" (by as many products), "converged" (the metric, to 1e-3) or "exact". least: the bar. sample: networks of PyHessian a turn.
+        what: "trace", "eigenvalue" (by as many products), "converged" (the metric, to 1e-3) or "exact".
+        least: the bar. sample: networks of PyHessian a turn.
     """
 
     what: str

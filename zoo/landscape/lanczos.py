@@ -15,6 +15,9 @@ from torch import Tensor
 from kernels.curvature.surface import Surface
 
 STAY = 0.75  # share of a batch that still iterates below which the others leave it: a new batch costs about a product
+AHEAD = (
+    16  # basis vectors that there is room for at first: most models need fewer, and new pages cost as much as a product
+)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ def largest(
     lowest, used = np.full(models, np.nan), np.zeros(models)
     numbers = torch.arange(models, device=start.device)  # of those in the batch
     waiting = np.ones(models, bool)  # which of these have not converged
-    here, basis = surface(numbers), start.new_empty(models, 1, steps, len(start))
+    here, basis = surface(numbers), start.new_empty(models, 1, min(steps, AHEAD), len(start))
     diagonal = torch.zeros(models, 1, steps, dtype=torch.float64, device=start.device)
     below = torch.zeros_like(diagonal)
     basis[:, :, 0] = start
@@ -132,6 +135,9 @@ def largest(
             waiting[leaves] = False
         if not waiting.any():
             break
+        if place + 1 == basis.shape[2]:
+            more = min(basis.shape[2], steps - basis.shape[2])
+            basis = torch.cat([basis, basis.new_empty(len(basis), 1, more, len(start))], 2)
         basis[:, :, place + 1] = unit(rest, below[..., place])
         if waiting.mean() <= STAY:
             keep = torch.from_numpy(np.flatnonzero(waiting)).to(start.device)
