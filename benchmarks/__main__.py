@@ -37,8 +37,9 @@ class Benchmark:
 BENCHMARKS = {
     "training": Benchmark("populations against PyTorch loops, all cores", 4),
     "evaluation": Benchmark("evaluating populations against load_state_dict and forward, one core", 3),
-    "connectivity": Benchmark("Bezier curves of 100 pairs against one pair after the other, one core", 2),
-    "curvature": Benchmark("Hessians of 100 networks against PyHessian, one core", 2, needs="pyhessian"),
+    "landscape": Benchmark("all metrics of the 168 models of phases_small", 1.9),
+    "connectivity": Benchmark("Bezier curves of 100 pairs against one pair after the other, one core", 1),
+    "curvature": Benchmark("Hessians of 100 networks against PyHessian, one core", 1.8, needs="pyhessian"),
     "storage": Benchmark("writing and reading against .pt files and zarr-python", 4),
     "packing": Benchmark("packed against raw weights, size and time", 2),
     "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 6),
