@@ -32,6 +32,7 @@ NAME = re.compile(
 KEYS = {"run": pl.String, "epoch": pl.Int64}
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")  # usable in SQL without quotes
 KEY = "weightscape"
+TRIES = 5  # listings, while writers replace files
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,16 @@ def measurements(zoo: Zoo, metrics: Iterable[str] | None = None) -> dict[str, Me
         CorruptError: a file that is not what was written, or of another zoo. FormatError: one that is none of ours.
     """
     wanted = None if metrics is None else set(metrics)
-    files = {n: f for n, f in metric_files(zoo.metrics_folder).items() if wanted is None or n.split("@")[0] in wanted}
-    loaded = _load(zoo, [name for names in files.values() for name in names])
-    found = {}
-    for name, names in sorted(files.items()):
-        parts = [loaded[file] for file in names if file in loaded]
-        if parts:
-            found[name] = _one(parts, zoo.metrics_folder.url)
-    return found
+    for _ in range(TRIES):
+        files = metric_files(zoo.metrics_folder)
+        files = {name: found for name, found in files.items() if wanted is None or name.split("@")[0] in wanted}
+        names = [name for found in files.values() for name in found]
+        loaded = _load(zoo, names)
+        if len(loaded) == len(names):  # else a writer has just put some into one
+            break
+    where = zoo.metrics_folder.url
+    parts = {name: [loaded[file] for file in found if file in loaded] for name, found in sorted(files.items())}
+    return {name: _one(some, where) for name, some in parts.items() if some}
 
 
 def compact(zoo: Zoo, name: str) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import catalog
 from catalog.errors import CorruptError, FormatError, QueryError
+from catalog.folder import Folder
 from catalog.fragments import write_parquet
 from catalog.metrics import KEY, NAME, Measurement, compact, measurements, version_of, write_measurement
 from catalog.store import Zoo
@@ -126,6 +127,25 @@ def test_compacting_changes_nothing_whatever_the_parts(
     assert values(catalog.open(made.url)) == before
     assert set(before) == {(run, 10) for part in parts for run in part}
     shutil.rmtree(made.url)
+
+
+def test_a_reader_lists_again_when_a_file_has_just_become_part_of_another(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ({"net-0": 1.0}, {"net-3": 3.0}):
+        write_measurement(zoo, measured(dict(part)))
+    expected, fresh = values(zoo), catalog.open(zoo.url)
+    read, others = Folder.read, []
+
+    def slow(folder: Folder, name: str, limit: int | None = None) -> bytes:
+        if name.startswith("metrics/") and not others:
+            others.append(name)
+            compact(catalog.open(zoo.url), measured({}).name)
+        return read(folder, name, limit)
+
+    monkeypatch.setattr(Folder, "read", slow)
+    assert values(fresh) == expected
+    assert others
 
 
 def test_verify_covers_them_and_every_changed_byte_is_found(zoo: Zoo) -> None:
