@@ -135,7 +135,8 @@ def test_a_reader_lists_again_when_a_file_has_just_become_part_of_another(
     for part in ({"net-0": 1.0}, {"net-3": 3.0}):
         write_measurement(zoo, measured(dict(part)))
     expected, fresh = values(zoo), catalog.open(zoo.url)
-    read, others = Folder.read, []
+    read = Folder.read
+    others: list[str] = []
 
     def slow(folder: Folder, name: str, limit: int | None = None) -> bytes:
         if name.startswith("metrics/") and not others:
