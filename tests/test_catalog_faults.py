@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def test_only_what_is_abandoned_is_swept(tmp_path: Path) -> None:
     assert Folder.at(tmp_path).files() == []
     assert Folder.at(tmp_path).sweep() == 3
     assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of zombies")
+def test_what_a_zombie_left_is_swept(tmp_path: Path) -> None:
+    """A killed writer whose parent has not asked how it ended still has a process id."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while Path(f"/proc/{ended.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    (tmp_path / f"{TEMPORARY}{_host()}-{ended.pid}-00000000-half").write_text("half")
+    assert Folder.at(tmp_path).sweep() == 1
+    ended.wait()
 
 
 # --- disks that refuse
