@@ -266,12 +266,12 @@ def test_histories_and_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(METRICS, "past", Metric(past, needs="history", split=None))
     monkeypatch.setitem(METRICS, "seeds", Metric(seeds, needs="cell", split=None))
-    path = small(tmp_path / "small.zoo", seeds=(0, 1, 2))
+    path = small(tmp_path / "small.zoo", seeds=(0, 1, 2), checkpoints=(0, 1, 2))
     measure(path, ["past", "seeds"], workers=0)
     assert set(column(path, "past").values()) == {None, 2}
     assert set(column(path, "seeds").values()) == {None, 3}
-    measure(path, "past", epoch=1, workers=0)
-    rows = catalog.open(path).scan().filter(epoch=1).collect()
+    measure(path, "past", epoch=0, workers=0)
+    rows = catalog.open(path).scan().filter(epoch=0).collect()
     assert rows["past_reason"].unique().to_list() == ["it needs 2 checkpoints up to this one, 1 are stored"]
 
 
