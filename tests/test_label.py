@@ -144,6 +144,8 @@ def test_pictures_of_chosen_runs_and_columns(measured: Path, tmp_path: Path) -> 
     figure = picture(opened, "line", runs=pair)
     (legend,) = figure.legends
     assert "seeds" in legend.get_texts()[0].get_text()
+    with pytest.raises(QueryError, match="of two variants"):
+        picture(opened, "line", runs=[pair[0], opened.scan().filter(width=8).collect()["run"][0]])
     found = run(
         "plot", measured, "map", tmp_path / "m.png", "--columns", "hessian_trace,test_accuracy", "--width", "double"
     )
