@@ -103,7 +103,7 @@ def measure(
         if work.units and work.settings != METRICS[work.metric].settings:
             try_settings(zoo, plan, work.units[0], device)
     if on_cost:
-        on_cost(_cost(zoo, plan, works, processes, device))
+        on_cost(_cost(plan, works, processes, device))
     if not dry_run:
         _run(zoo, plan, works, processes, device, storage_options, on_rows or (lambda metric, count: None))
     return [_result(zoo, work) for work in works]
@@ -189,7 +189,7 @@ def _run(
         if len(work.refused):
             store(zoo, work.metric, work.settings, work.refused)
     units = [unit for work in works for unit in work.units]
-    units.sort(key=lambda unit: -cost([unit], METRICS[unit.metric], zoo))
+    units.sort(key=lambda unit: -cost([unit], METRICS[unit.metric], plan))
     try:
         if units and workers == 0:
             _here(zoo, plan, units, device, on_rows)
@@ -239,9 +239,9 @@ def _result(zoo: Zoo, work: Work) -> Result:
     return Result(work.metric, version, values - work.values, work.done, without)
 
 
-def _cost(zoo: Zoo, plan: Plan, works: Sequence[Work], workers: int, device: str) -> Cost:
-    total = sum(cost(work.units, METRICS[work.metric], zoo) for work in works)
-    seconds = total * _seconds_per_operation(zoo, plan, works, device) / max(workers, 1)
+def _cost(plan: Plan, works: Sequence[Work], workers: int, device: str) -> Cost:
+    total = sum(cost(work.units, METRICS[work.metric], plan) for work in works)
+    seconds = total * _seconds_per_operation(plan, works, device) / max(workers, 1)
     start = START if workers and any(work.units for work in works) else 0.0
     return Cost(
         {work.metric: work.rows for work in works},
@@ -252,12 +252,12 @@ def _cost(zoo: Zoo, plan: Plan, works: Sequence[Work], workers: int, device: str
     )
 
 
-def _seconds_per_operation(zoo: Zoo, plan: Plan, works: Sequence[Work], device: str) -> float:
+def _seconds_per_operation(plan: Plan, works: Sequence[Work], device: str) -> float:
     """Of the gradient of some models, timed here: what the costs of metrics are counted in."""
     units = [unit for work in works for unit in work.units]
     if not units:
         return 0.0
-    unit = max(units, key=lambda unit: cost([unit], METRICS[unit.metric], zoo))
+    unit = max(units, key=lambda unit: cost([unit], METRICS[unit.metric], plan))
     architecture = plan.runs[unit.variant][0].architecture
     x, y = (torch.from_numpy(part[:512]).to(device) for part in (plan.data.train_x, plan.data.train_y))
     weights = torch.zeros(PROBE, architecture.layout.size, device=device)

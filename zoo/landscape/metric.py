@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from catalog.errors import InvalidSpecError, unknown_name
+from zoo.architectures import Architecture
 
 NEEDS = ("model", "partner", "history", "cell")
 GIVEN = frozenset({"loss_function", "train_x"})  # arguments that are no settings
@@ -55,7 +56,7 @@ class Metric:
         columns: names of `Measured.others` known beforehand; further ones, by layer say, begin with the metric's name
             and an underscore.
         unit: of the value, for tables and pictures.
-        passes: from settings to about how many gradients of the loss on all its samples a row costs.
+        passes: from settings and architecture to about how many gradients of the loss on its samples a row costs.
     """
 
     measure: Callable[..., Measured]
@@ -66,7 +67,7 @@ class Metric:
     labels: str = "own"
     columns: tuple[str, ...] = ()
     unit: str = ""
-    passes: Callable[[Mapping[str, Any]], float] = lambda settings: 1.0
+    passes: Callable[[Mapping[str, Any], Architecture], float] = lambda settings, architecture: 1.0
 
     def __post_init__(self) -> None:
         assert self.needs in NEEDS, f"needs must be one of {NEEDS}, got {self.needs!r}"

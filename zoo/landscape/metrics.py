@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from kernels.curvature.trace import has_exact_trace
+from zoo.architectures import Architecture
 from zoo.landscape.averaging import averaging_gain, seed_averaging_gain
 from zoo.landscape.connectivity import linear_barrier, mode_connectivity
 from zoo.landscape.hessian import gradient_norm, hessian_top_eigenvalue, hessian_trace
@@ -16,27 +19,37 @@ from zoo.landscape.statistics import log_magnitude_entropy, stable_rank, weight_
 CURVATURE = "loss / weight²"
 POINTS = "percentage points"
 
+
+def _passes_of_trace(settings: Mapping[str, Any], architecture: Architecture) -> float:
+    """Exact traces go once through the network for each class, of convolutions sample by sample; others by probes."""
+    if settings["method"] in ("auto", "exact") and has_exact_trace(architecture.build("meta")):
+        return architecture.num_classes * (1 if architecture.family == "mlp" else 10)
+    return float(settings["probes"])
+
+
 METRICS: dict[str, Metric] = {
     "gradient_norm": Metric(gradient_norm, unit="loss / weight"),
     "hessian_trace": Metric(
         hessian_trace,
         columns=("hessian_trace_method",),
         unit=CURVATURE,
-        passes=lambda s: 10 if s["method"] in ("auto", "exact") else s["probes"],
+        passes=_passes_of_trace,
     ),
     "hessian_top_eigenvalue": Metric(
         hessian_top_eigenvalue,
         columns=("hessian_top_eigenvalue_residual", "hessian_top_eigenvalue_iterations", "hessian_lowest_ritz"),
         unit=CURVATURE,
-        passes=lambda s: min(s["iterations"], 30),
+        passes=lambda s, _: min(s["iterations"], 30),
     ),
     "hessian_spectrum": Metric(
         hessian_spectrum,
         columns=("hessian_spectrum_nodes", "hessian_spectrum_weights"),
         unit="negative share",
-        passes=lambda s: 2 * s["probes"] * s["steps"],
+        passes=lambda s, _: 2 * s["probes"] * s["steps"],
     ),
-    "sharpness": Metric(sharpness, columns=("sharpness_first_order",), unit="loss", passes=lambda s: 1.5 * s["steps"]),
+    "sharpness": Metric(
+        sharpness, columns=("sharpness_first_order",), unit="loss", passes=lambda s, _: 1.5 * s["steps"]
+    ),
     "weight_norm": Metric(weight_norm, split=None),
     "stable_rank": Metric(stable_rank, split=None),
     "log_magnitude_entropy": Metric(
@@ -50,7 +63,7 @@ METRICS: dict[str, Metric] = {
         labels="clean",
         columns=("mc_peak", "mc_t", "mc_interior", "mc_errors", "mc_losses"),
         unit=POINTS,
-        passes=lambda s: 1.4 * s["epochs"] + s["points"],
+        passes=lambda s, _: 1.4 * s["epochs"] + s["points"],
     ),
     "linear_barrier": Metric(
         linear_barrier,
@@ -58,7 +71,7 @@ METRICS: dict[str, Metric] = {
         labels="clean",
         columns=("linear_barrier_t", "linear_barrier_loss", "linear_barrier_errors"),
         unit=POINTS,
-        passes=lambda s: s["points"] / 2,
+        passes=lambda s, _: s["points"] / 2,
     ),
     "weight_distance": Metric(
         weight_distance, needs="partner", split=None, labels="clean", columns=("weight_distance_relative",)

@@ -197,13 +197,11 @@ def _samples(plan: Plan, settings: Mapping[str, Any], used: int) -> int:
     return most if settings["samples"] is None else min(settings["samples"], most)
 
 
-def cost(units: Sequence[Unit], metric: Metric, zoo: Zoo) -> float:
+def cost(units: Sequence[Unit], metric: Metric, plan: Plan) -> float:
     """Multiply-adds of all units, roughly."""
-    return sum(
-        len(unit.rows)
-        * max(unit.samples, 1)
-        * zoo.record.variant(unit.variant).layout.size
-        * metric.passes(unit.settings)
-        * 6
-        for unit in units
-    )
+    total = 0.0
+    for unit in units:
+        architecture = plan.runs[unit.variant][0].architecture
+        once = 6 * len(unit.rows) * max(unit.samples, 1) * architecture.layout.size
+        total += once * metric.passes(unit.settings, architecture)
+    return total
