@@ -47,7 +47,21 @@ def test_help_loads_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
-    for name in ("build", "info", "query", "export", "verify", "pack", "unpack", "presets", "bench"):
+    for name in (
+        "build",
+        "info",
+        "query",
+        "export",
+        "verify",
+        "pack",
+        "unpack",
+        "presets",
+        "bench",
+        "measure",
+        "metrics",
+        "phases",
+        "plot",
+    ):
         assert name in found.stdout
 
 

@@ -255,13 +255,18 @@ def test_the_reference_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rooms too small for a model and sample, for some of each, and for all: the same numbers."""
     module = cnn("none").build("meta")
     weights, x, y, vectors = problem(module, (1, 8, 8), 3, models=3, samples=11)
-    found = []
-    for room in (1, 1 << 14, 1 << 30):
+    found, several_kept = [], False
+    for room in (1, 1 << 14, 1 << 16, 1 << 30):
         monkeypatch.setitem(chunks.ROOM, "cpu", room)
         monkeypatch.setattr(chunks, "SAMPLES", 4)
         here = autograd.Autograd(module, weights, x, y, "cross_entropy")
         found.append([here.losses(), here.gradients(), here.products(vectors), here.forms(vectors)])
-        assert (here.kept is not None) == (room == 1 << 30)
+        assert bool(here.kept) == here.keeps == (room > 1 << 14)
+        several_kept |= len(here.kept) > 1
+        found.append(
+            [here.losses(), here.gradients(), here.products(vectors), here.forms(vectors)]
+        )  # from what is kept
+    assert several_kept
     for several in zip(*found, strict=True):
         for one in several[1:]:
             torch.testing.assert_close(one, several[0], rtol=1e-12, atol=1e-12)

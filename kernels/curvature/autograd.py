@@ -12,13 +12,14 @@ from kernels.curvature.chunks import parts, room
 from kernels.losses import LOSSES
 from kernels.population import forward_of
 
+KEPT = 8  # times the room of a chunk: graphs that stay from call to call
 GRAPH = 6  # numbers kept for a derivative of a gradient, for each of the forward pass
 
 
 class Autograd:
     """A `kernels.curvature.surface.Surface` of any module, on any device, exact to rounding.
 
-    Models and samples are worked on in chunks that bound memory; where one chunk holds all, what products share stays
+    Models and samples are worked on in chunks that bound memory; where few chunks hold all, what products share stays
     from call to call. Forms are products too: two forward derivatives instead take twice as long (measured 2026-11-22
     on a CPU, CNNs and MLPs), because the gradient's graph serves all vectors.
 
@@ -32,7 +33,8 @@ class Autograd:
         self.forward = forward_of(module)
         each = GRAPH * (x[0].numel() + activations(module, x))
         self.models, self.samples = parts(each, len(weights), len(x), room(weights))
-        self.kept: tuple[slice, Tensor, Tensor] | None = None
+        self.keeps = each * len(weights) * len(x) <= KEPT * room(weights)
+        self.kept: list[tuple[slice, Tensor, Tensor]] = []
 
     def losses(self) -> Tensor:
         out = self.weights.new_zeros(len(self.weights))
@@ -71,24 +73,25 @@ class Autograd:
     def _each_product(self, vectors: Tensor, add: Callable[[slice, int, Tensor], None]) -> None:
         """Calls add(models, k, part of the product with vector k) for all chunks of models and samples."""
         count = vectors.shape[1]
-        for models, weights, gradient, keep in self._gradients():
+        for models, weights, gradient in self._gradients():
             for k in range(count):
-                again = keep or k < count - 1
+                again = self.keeps or k < count - 1
                 add(models, k, torch.autograd.grad(gradient, weights, vectors[models, k], retain_graph=again)[0])
 
-    def _gradients(self) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
-        """Models, their weights, their gradient with its graph, and whether that must stay."""
-        whole = len(self.models) * len(self.samples) == 1
-        if self.kept is not None:
-            yield *self.kept, True
+    def _gradients(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Models, their weights, their gradient with its graph, chunk by chunk."""
+        if self.kept:
+            yield from self.kept
             return
+        made = []
         for models in self.models:
             for samples in self.samples:
                 weights, losses = self._start(models, samples)
                 (gradient,) = torch.autograd.grad(losses.sum(), weights, create_graph=True)
-                if whole:
-                    self.kept = models, weights, gradient
-                yield models, weights, gradient, whole
+                if self.keeps:
+                    made.append((models, weights, gradient))
+                yield models, weights, gradient
+        self.kept = made
 
     def _start(self, models: slice, samples: slice) -> tuple[Tensor, Tensor]:
         """Weights of some models, and the part of their losses that comes from some samples, with its graph."""

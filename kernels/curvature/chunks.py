@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 ROOM = {"cpu": 1 << 23, "cuda": 1 << 27}  # numbers; measured on a CPU, CNNs and MLPs: from here on no faster
-SAMPLES = 256  # at once before models are
+SAMPLES = 2048  # at once before models are: few graphs of all samples stay, many of some do not
 
 
 def room(like: Tensor) -> int:
