@@ -18,7 +18,7 @@ import polars as pl
 
 from catalog.errors import CorruptError, FormatError, QueryError
 from catalog.folder import Folder
-from catalog.fragments import MAX_COLUMNS, PLAIN, read_content, read_table, write_parquet
+from catalog.fragments import KEY, MAX_COLUMNS, PLAIN, read_content, read_table, write_parquet
 from catalog.record import FORMAT, Record, brief
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ NAME = re.compile(
 )
 KEYS = {"run": pl.String, "epoch": pl.Int64}
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")  # usable in SQL without quotes
-KEY = "weightscape"
 TRIES = 5  # listings, while writers replace files
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from catalog.errors import InvalidSpecError, UnknownNameError
 from zoo.architectures import Architecture
-from zoo.evaluate import evaluate
+from zoo.evaluate import evaluate, widest
 from zoo.landscape import metrics
 from zoo.landscape.averaging import averaging_gain, seed_averaging_gain
 from zoo.landscape.metric import Measured
-from zoo.landscape.norms import activations, reestimate, widest
+from zoo.landscape.norms import activations, reestimate
 
 MLP = Architecture("mlp", {"depth": 2, "width": 6, "activation": "tanh"}, (1, 8, 8), 4)
 CNN = Architecture("cnn", {"channels": 4}, (1, 8, 8), 4)

@@ -341,7 +341,7 @@ def test_a_unit_travels_as_json(built: Path) -> None:
     rows = chosen_rows(opened)
     plan = make_plan(tiny())
     for name in ("gradient_norm", "weight_distance"):
-        work = plan_work(opened, plan, name, METRICS[name], METRICS[name].settings, rows, 2)
+        work = plan_work(opened, plan, name, METRICS[name], METRICS[name].settings, rows, opened.table(), 2)
         assert len(work.units) == 4
         for unit in work.units:
             assert Unit.from_json(json.loads(json.dumps(unit.to_json()))) == unit

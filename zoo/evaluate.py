@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from catalog.errors import unknown_name
 from kernels.losses import LOSSES
@@ -152,9 +152,9 @@ def _reference(
 ) -> Evaluation:
     """In plain torch, some models and samples at a time. Arguments as for `evaluate`."""
     module = architecture.build("meta")
-    widest = max([x[0].numel(), *(layer.numel() for layer in _activations(architecture))])
-    models = max(min(64, ACTIVATIONS // (widest * min(len(x), 256))), 1)
-    batch = max(ACTIVATIONS // (widest * models), 1)
+    numbers = widest(architecture)
+    models = max(min(64, ACTIVATIONS // (numbers * min(len(x), 256))), 1)
+    batch = max(ACTIVATIONS // (numbers * models), 1)
     mean_loss, accuracy = np.empty(len(weights)), np.empty(len(weights))
     error_bits = np.empty((len(weights), -(-len(x) // 8)), np.uint8)
     with torch.inference_mode():
@@ -189,11 +189,12 @@ def _rows(models: slice, each: int, y: Tensor) -> Tensor:
     return torch.arange(models.start, models.stop, device=y.device) // each
 
 
-def _activations(architecture: Architecture) -> list[Tensor]:
-    """One sample's activations after each layer, as shapes."""
-    module = architecture.build("meta")
-    found: list[Tensor] = []
-    for layer in module.children():
-        layer.register_forward_hook(lambda _layer, _inputs, output: found.append(output))
-    module.eval()(torch.empty(1, *architecture.input_shape, device="meta"))
-    return found
+def widest(architecture: Architecture) -> int:
+    """The most numbers that one sample has anywhere in the network, its input included."""
+    x = torch.empty(1, *architecture.input_shape, device="meta")
+    found = [x.numel()]
+    for layer in architecture.build("meta").eval().children():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+            x = layer(x)  # a norm changes no shape, and on this device torch imports its compiler for it, 4 s
+        found.append(x.numel())
+    return max(found)

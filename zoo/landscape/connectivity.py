@@ -16,9 +16,10 @@ from kernels.curves.recipe import Recipe, at
 from kernels.curves.reference import reference
 from kernels.losses import LOSSES
 from zoo.architectures import Architecture
+from zoo.evaluate import widest
 from zoo.implementations import choose
 from zoo.landscape.metric import Measured
-from zoo.landscape.norms import FLOATS, widest
+from zoo.landscape.norms import FLOATS
 from zoo.landscape.paths import Path, check_frame, check_points, measured, walk
 
 DEFAULT = Recipe()

@@ -98,7 +98,10 @@ def measure(
     plan = plan_of(zoo)
     processes = default_workers(device) if workers is None else workers
     rows = chosen_rows(zoo, where, epoch)
-    works = [plan_work(zoo, plan, name, METRICS[name], given, rows, processes) for name, given in chosen.items()]
+    everything = zoo.table(metrics=False)
+    works = [
+        plan_work(zoo, plan, name, METRICS[name], given, rows, everything, processes) for name, given in chosen.items()
+    ]
     for work in works:
         if work.units and work.settings != METRICS[work.metric].settings:
             try_settings(zoo, plan, work.units[0], device)

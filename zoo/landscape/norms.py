@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from catalog.errors import InvalidSpecError, unknown_name
 from kernels.population import forward
 from zoo.architectures import Architecture
+from zoo.evaluate import widest
 
 FLOATS = 1 << 24  # of activations held at once, 64 MiB in float32
 
@@ -66,17 +67,6 @@ def activations(architecture: Architecture, weights: Tensor, x: Tensor, layer: s
 def _parts(architecture: Architecture, weights: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """The samples, some at a time: four layers' activations of all models fit into memory."""
     return x.split(max(FLOATS // 4 // (max(len(weights), 1) * widest(architecture)), 1))
-
-
-def widest(architecture: Architecture) -> int:
-    """The most numbers that one sample has anywhere in the network, its input included."""
-    x = torch.empty(1, *architecture.input_shape, device="meta")
-    found = [x.numel()]
-    for layer in architecture.build("meta").eval().children():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
-            x = layer(x)  # a norm changes no shape, and on this device torch imports its compiler for it, 4 s
-        found.append(x.numel())
-    return max(found)
 
 
 def reestimate(architecture: Architecture, weights: Tensor, x: Tensor) -> Tensor:

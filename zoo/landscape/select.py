@@ -63,17 +63,27 @@ def chosen_rows(zoo: Zoo, where: str | None = None, epoch: int | None = None) ->
 
 
 def plan_work(
-    zoo: Zoo, plan: Plan, name: str, metric: Metric, settings: Mapping[str, Any], rows: pl.DataFrame, workers: int
+    zoo: Zoo,
+    plan: Plan,
+    name: str,
+    metric: Metric,
+    settings: Mapping[str, Any],
+    rows: pl.DataFrame,
+    everything: pl.DataFrame,
+    workers: int,
 ) -> Work:
-    """Units of the rows that have no value yet in this version, and the rows that cannot have one."""
-    everything = zoo.table(metrics=False)
+    """Units of the rows that have no value yet in this version, and the rows that cannot have one.
+
+    Args:
+        everything: all rows of the zoo, among which partners and histories are.
+    """
     known = measurements(zoo, [name]).get(f"{name}@{version_of(metric.version, settings)}")
     done = pl.DataFrame(schema={"run": pl.String, "epoch": pl.Int64})
     if known is not None:
         done = known.rows.filter(pl.col(name).is_not_null()).select("run", "epoch")
     chosen = len(rows)
     rows = rows.join(done, on=["run", "epoch"], how="anti", maintain_order="left")
-    others = _others(name, metric, settings, rows, everything)
+    others = _others(metric, settings, rows, everything)
     refused = [
         (run, epoch, found)
         for run, epoch, found in zip(rows["run"], rows["epoch"], others, strict=True)
@@ -105,9 +115,7 @@ def _refused(name: str, refused: Sequence[tuple[str, int, str]], known: pl.DataF
 Found = str | tuple[tuple[tuple[str, int, int], ...], str]  # why not, or addresses of the others and the partner's run
 
 
-def _others(
-    name: str, metric: Metric, settings: Mapping[str, Any], rows: pl.DataFrame, everything: pl.DataFrame
-) -> list[Found]:
+def _others(metric: Metric, settings: Mapping[str, Any], rows: pl.DataFrame, everything: pl.DataFrame) -> list[Found]:
     """What each row is compared with, or why it cannot be measured."""
     ok = everything.filter(pl.col("status") == "ok").sort("seed", "run")
     by_cell: dict[Any, list[Any]] = {}
