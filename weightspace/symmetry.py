@@ -1,8 +1,8 @@
 """Which permutation acts on which axis of which tensor: the symmetries of an architecture as data. Imports no torch.
 
 An axis is written as in einops: `"hidden0"` is permuted by that group, `"hidden0 49"` is a flatten map (each unit has
-49 entries in a row), `"heads0 qk0"` is made of heads, and `"a + b"` of two parts one behind the other; None stays. Equal names
-move together, which is all that alignment, augmentation and the search for duplicates need to know.
+49 entries in a row), `"heads0 qk0"` is made of heads, and `"a + b"` of two parts one behind the other; None stays.
+Equal names move together, which is all that alignment, augmentation and the search for duplicates need to know.
 """
 
 from __future__ import annotations
