@@ -26,7 +26,7 @@ def _assign(digest: str) -> Any:
         cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
         waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
     ) -> int:  # fmt: skip
-        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) and `v` begin as infinity, 0."""
+        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
         digest  # noqa: B018  # makes it a part of the function
         n, scans = costs.shape[1], 0
         for problem in range(len(costs)):

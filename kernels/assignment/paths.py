@@ -1,7 +1,7 @@
 """Linear assignment by shortest augmenting paths, for numba: one problem, in place.
 
-Source: Crouse 2016, "On implementing 2D rectangular assignment algorithms", IEEE Trans. AES 52 (4); Jonker and Volgenant
-1987, Computing 38. Differs: prices of the columns alone, from any start; rows begin greedily; no row reduction.
+Source: Crouse 2016, "On implementing 2D rectangular assignment algorithms", IEEE Trans. AES 52 (4); Jonker and
+Volgenant 1987, Computing 38. Differs: prices of the columns alone, from any start; rows begin greedily; no row reduction.
 """
 
 from __future__ import annotations
