@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.assignment.paths import rooms
+from kernels.assignment.paths import likely_prices, rooms
 from kernels.assignment.paths import solve as shortest_paths
-from kernels.learning import aligned
+from kernels.learning import aligned, part
 from kernels.mlp.tiles import OPTIONS, padded
 from kernels.programs import Program, sources
 from kernels.threads import in_parts
@@ -22,20 +22,24 @@ def _assign(digest: str) -> Any:
     """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def assign(
-        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, stride: int,
+        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, warm: np.ndarray, stride: int,
         cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
         waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
     ) -> int:  # fmt: skip
-        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
+        """Scans of all problems. `prices` (batch, n), of use where `warm`, are replaced; `cost` begins as infinity."""
         digest  # noqa: B018  # makes it a part of the function
         n, scans = costs.shape[1], 0
         for problem in range(len(costs)):
             factor = factors[problem]
             for i in range(n):
+                row, given = part(cost, i * stride, n), costs[problem, i]
                 for j in range(n):
-                    cost[i * stride + j] = costs[problem, i, j] * factor
-            for j in range(n):
-                v[j] = prices[problem, j] * factor
+                    row[j] = given[j] * factor
+            if warm[problem]:
+                for j in range(n):
+                    v[j] = prices[problem, j] * factor
+            else:
+                likely_prices(cost, 0, stride, n, v, distances)
             scans += shortest_paths(
                 cost, 0, stride, n, v, columns[problem], distances, before, rows, waiting, order, kept, reached
             )
@@ -71,16 +75,18 @@ def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> t
     columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), cost.dtype)
     if not cost.size:
         return columns, prices
+    cost = np.require(cost, requirements=("C", "W"))  # numba would compile once more for other arrays
     largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2)))
+    warm = np.zeros(batch, np.bool_)
     if v0 is not None:
-        near = np.abs(v0).max(1) / FARTHEST <= largest  # False for NaN
-        prices[near] = v0[near]
+        warm = np.abs(v0).max(1) / FARTHEST <= largest  # not where one is NaN
+        prices[warm] = v0[warm]
     factors = powers_of_two(largest)
 
-    def work(part: slice) -> None:
+    def work(some: slice) -> None:
         stride = padded(n, cost.dtype)
         ASSIGN(
-            cost[part], factors[part], columns[part], prices[part], stride,
+            cost[some], factors[some], columns[some], prices[some], warm[some], stride,
             aligned(n * stride, cost.dtype, np.inf), aligned(stride, cost.dtype), *rooms(n, cost.dtype),
         )  # fmt: skip
 
