@@ -96,10 +96,10 @@ class View:
     def decode(self, places: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Permutations and scales of some rows."""
         rows = self.rows[list(places)]
-        shapes = {name: self.symmetry.permutation_shape(name) for name in self.symmetry.moving}
+        shapes = {name: self.symmetry.permutation_shape(name) for name in sorted(self.symmetry.moving)}
         dtypes = {name: smallest(shape[-1]) for name, shape in shapes.items()}
         permutations = _unpack(rows["permutations"].to_list(), shapes, dtypes)
-        scaled = {scale.group: shapes[scale.group] for scale in self.symmetry.scales}
+        scaled = {group: shapes[group] for group in sorted(scale.group for scale in self.symmetry.scales)}
         packed = rows["scales"].to_list()
         if not any(packed):
             return permutations, {}
@@ -128,12 +128,12 @@ def encode_rows(
     """
     models = symmetry.check(permutations)
     shapes = {name: symmetry.permutation_shape(name) for name in symmetry.moving}
-    arrays = [permutations[name].astype(smallest(shapes[name][-1])) for name in symmetry.moving]
+    arrays = [permutations[name].astype(smallest(shapes[name][-1])) for name in sorted(symmetry.moving)]
     moves = [b"".join(array[model].tobytes() for array in arrays) for model in range(models)]
     if not scales:
         return moves, [b""] * models
     numbers = []
-    for scale in symmetry.scales:
+    for scale in sorted(symmetry.scales, key=lambda scale: scale.group):
         factors = np.asarray(scales.get(scale.group, np.ones((models, *shapes[scale.group]))), np.float64)
         if encoding == SCALES[1]:
             numbers.append(factors.astype("<f4"))
@@ -278,10 +278,13 @@ def read_view(zoo: Zoo, frame: str, variant: str) -> View:
         if len(heads) > 1:
             raise FormatError(f"frame {frame!r} of {variant} in {zoo.url} has two universes; remove one of {heads}")
         names = files.get((frame, variant, "rows"), [])
+        if (together := "|".join([*heads, *names])) in zoo._frames:
+            return zoo._frames[together]
         loaded = {name: data for name in names if (data := _load(zoo, name)) is not None}
         head = _load(zoo, heads[0])
         if head is not None and len(loaded) == len(names):  # else a writer has just put some into one
-            return _joined(head, list(loaded.values()), zoo)
+            zoo._frames[together] = _joined(head, list(loaded.values()), zoo)
+            return zoo._frames[together]
     known = frame_names(zoo)
     if frame not in known:
         raise unknown_name("frame", frame, known) if known else _no_frames(zoo, frame)
