@@ -1,4 +1,4 @@
-"""Means, soups and REPAIR of small trained networks, against plain loops and closed forms; none takes the test split."""
+"""Means, soups and REPAIR of small trained networks, against loops and closed forms; none takes the test split."""
 
 from collections.abc import Callable
 from functools import cache

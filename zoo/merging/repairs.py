@@ -48,8 +48,9 @@ def repair(
             folded; a network that is no sequence of layers; the test split.
 
     Source: Jordan et al. 2022, "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", arXiv 2211.08403,
-    section 4. Differs: statistics of all samples given, layer by layer in eval mode, where they insert BatchNorm
-    layers, take running means of a pass in training mode and fold them in afterwards; no epsilon is added to variances.
+    its definition by means and standard deviations, the variant with passes through the merged network. Differs:
+    statistics of all samples given, layer by layer in eval mode, where their code inserts BatchNorm layers, takes the
+    running means of a pass in training mode and folds them in; no epsilon is added to variances.
     """
     check_weights(architecture, merged, (2,))
     check_weights(architecture, endpoints, (3,))
