@@ -172,7 +172,7 @@ def gather_compiled(weights: np.ndarray, gathers: Sequence[Gather], threads: int
         room = np.empty(row, np.int64), np.empty(col, np.int64)
         failed.append(MOVE(read[models], written[models], plan, models.start, *room))
 
-    in_parts(work, len(weights), min(threads or cores(), -(-2 * weights.nbytes // PART)))
+    in_parts(work, len(weights), min(threads or cores(), -(-weights.nbytes // PART)))
     del alive  # the indices stayed as long as their addresses were used
     if any(failed):
         gather = gathers[max(failed) - 1]
