@@ -1,0 +1,95 @@
+"""Batched linear assignment on a CPU in compiled code: one problem after the other, in float32 or float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.assignment.paths import rooms
+from kernels.assignment.paths import solve as shortest_paths
+from kernels.learning import aligned
+from kernels.mlp.tiles import OPTIONS, padded
+from kernels.programs import Program, sources
+from kernels.threads import in_parts
+
+PARTS = ("assignment/compiled.py", "assignment/paths.py", "assignment/scan.py")
+SOURCES = sources(*PARTS, "lanes/vectors.py", "learning.py", "mlp/tiles.py")
+FARTHEST = 8.0  # of the largest cost: prices beyond that are of another problem, and would cost digits
+
+
+def _assign(digest: str) -> Any:
+    """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
+
+    def assign(
+        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, stride: int,
+        cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
+        waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
+    ) -> int:  # fmt: skip
+        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
+        digest  # noqa: B018  # makes it a part of the function
+        n, scans = costs.shape[1], 0
+        for problem in range(len(costs)):
+            factor = factors[problem]
+            for i in range(n):
+                for j in range(n):
+                    cost[i * stride + j] = costs[problem, i, j] * factor
+            for j in range(n):
+                v[j] = prices[problem, j] * factor
+            scans += shortest_paths(
+                cost, 0, stride, n, v, columns[problem], distances, before, rows, waiting, order, kept, reached
+            )
+            for j in range(n):
+                prices[problem, j] = v[j] / factor
+        return scans
+
+    return assign
+
+
+ASSIGN = Program(_assign, SOURCES, OPTIONS)
+
+
+def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (batch, n) int32 of the least total costs, and prices (batch, n) of the columns, in the costs' type.
+
+    Arithmetic is in the type of the costs: in float32 a total may end a rounding error above the least, see
+    `kernels.assignment.assign.certificate`. No bit of a problem depends on its companions or on `threads`.
+
+    Args:
+        cost: (batch, n, n) float32 or float64; with costs that are not finite, columns are still a permutation, any.
+        v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used.
+        threads: parts of the batch that are worked on at once.
+
+    Raises:
+        ValueError: costs that are not square or of another type, prices of another shape.
+    """
+    if cost.ndim != 3 or cost.shape[1] != cost.shape[2] or cost.dtype not in (np.float32, np.float64):
+        raise ValueError(f"costs must be (batch, n, n) float32 or float64, got {cost.shape} {cost.dtype}")
+    batch, n = cost.shape[:2]
+    if v0 is not None and v0.shape != (batch, n):
+        raise ValueError(f"prices must be {(batch, n)}, got {v0.shape}")
+    columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), cost.dtype)
+    if not cost.size:
+        return columns, prices
+    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2)))
+    if v0 is not None:
+        near = np.abs(v0).max(1) / FARTHEST <= largest  # False for NaN
+        prices[near] = v0[near]
+    factors = powers_of_two(largest)
+
+    def work(part: slice) -> None:
+        stride = padded(n, cost.dtype)
+        ASSIGN(
+            cost[part], factors[part], columns[part], prices[part], stride,
+            aligned(n * stride, cost.dtype, np.inf), aligned(stride, cost.dtype), *rooms(n, cost.dtype),
+        )  # fmt: skip
+
+    in_parts(work, batch, threads)
+    return columns, prices
+
+
+def powers_of_two(largest: np.ndarray) -> np.ndarray:
+    """Factors that bring numbers of this size near 1 and change no digit, so that no sum of them overflows."""
+    limit = 126 if largest.dtype == np.float32 else 1022
+    exponent = np.frexp(np.where(np.isfinite(largest), largest, 0))[1]
+    return np.ldexp(np.ones_like(largest), np.clip(-exponent, -limit, limit))
