@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+
+def cores() -> int:
+    """Threads where nobody says how many: what OMP_NUM_THREADS says, else the cores that this process may use."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_parts(work: Callable[[slice], None], items: int, threads: int) -> None:
