@@ -33,6 +33,7 @@ demo: core
 	    --columns run,width,batch_size,seed,test_accuracy --sort test_accuracy --descending --limit 10
 	$(BIN)/weightscape measure demo.zoo
 	$(BIN)/weightscape phases demo.zoo --rule median
+	$(BIN)/weightscape align demo.zoo
 	$(BIN)/weightscape verify demo.zoo
 
 # The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles

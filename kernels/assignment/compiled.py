@@ -22,8 +22,8 @@ def _assign(digest: str) -> Any:
     """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def assign(
-        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, stride: int,
-        cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
+        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, scaled: bool,
+        stride: int, cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
         waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
     ) -> int:  # fmt: skip
         """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
@@ -34,13 +34,14 @@ def _assign(digest: str) -> Any:
             for i in range(n):
                 for j in range(n):
                     cost[i * stride + j] = costs[problem, i, j] * factor
+            of_prices = factor / factor if scaled else factor
             for j in range(n):
-                v[j] = prices[problem, j] * factor
+                v[j] = prices[problem, j] * of_prices
             scans += shortest_paths(
                 cost, 0, stride, n, v, columns[problem], distances, before, rows, waiting, order, kept, reached
             )
             for j in range(n):
-                prices[problem, j] = v[j] / factor
+                prices[problem, j] = v[j] / of_prices
         return scans
 
     return assign
@@ -49,16 +50,26 @@ def _assign(digest: str) -> Any:
 ASSIGN = Program(_assign, SOURCES, OPTIONS)
 
 
-def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Columns (batch, n) int32 of the least total costs, and prices (batch, n) of the columns, in the costs' type.
+def solve(
+    cost: np.ndarray,
+    v0: np.ndarray | None = None,
+    threads: int = 1,
+    *,
+    dtype: Any = None,
+    factors: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (batch, n) int32 of the least total costs, and prices (batch, n) of the columns.
 
-    Arithmetic is in the type of the costs: in float32 a total may end a rounding error above the least, see
-    `kernels.assignment.assign.certificate`. No bit of a problem depends on its companions or on `threads`.
+    In float32 a total may end a rounding error above the least, and prices prove nothing beyond that, see
+    `kernels.assignment.assign`. No bit of a problem depends on its companions or on `threads`.
 
     Args:
         cost: (batch, n, n) float32 or float64; with costs that are not finite, columns are still a permutation, any.
         v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used.
         threads: parts of the batch that are worked on at once.
+        dtype: of the arithmetic and the prices, None for that of the costs.
+        factors: (batch,), of that type. The problems are then those of the costs times these, and so are all prices.
+            Negative ones maximise; powers of two that bring costs near 1 keep sums from overflowing.
 
     Raises:
         ValueError: costs that are not square or of another type, prices of another shape.
@@ -68,20 +79,22 @@ def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> t
     batch, n = cost.shape[:2]
     if v0 is not None and v0.shape != (batch, n):
         raise ValueError(f"prices must be {(batch, n)}, got {v0.shape}")
-    columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), cost.dtype)
+    dtype = cost.dtype if dtype is None else np.dtype(dtype)
+    columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), dtype)
     if not cost.size:
         return columns, prices
-    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2)))
+    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2))).astype(dtype)
+    scaled = factors is not None
+    factors = powers_of_two(largest) if factors is None else factors
     if v0 is not None:
-        near = np.abs(v0).max(1) / FARTHEST <= largest  # False for NaN
+        near = np.abs(v0).max(1) / FARTHEST <= (largest * np.abs(factors) if scaled else largest)  # False for NaN
         prices[near] = v0[near]
-    factors = powers_of_two(largest)
 
     def work(part: slice) -> None:
-        stride = padded(n, cost.dtype)
+        stride = padded(n, dtype)
         ASSIGN(
-            cost[part], factors[part], columns[part], prices[part], stride,
-            aligned(n * stride, cost.dtype, np.inf), aligned(stride, cost.dtype), *rooms(n, cost.dtype),
+            cost[part], factors[part], columns[part], prices[part], scaled, stride,
+            aligned(n * stride, dtype, np.inf), aligned(stride, dtype), *rooms(n, dtype),
         )  # fmt: skip
 
     in_parts(work, batch, threads)

@@ -21,7 +21,17 @@ from kernels.learning import part
 from kernels.matching.plan import Plan
 from kernels.matching.problem import Problem
 from kernels.matching.steps import (
-    COST, N, PRICES, STRIDE, UNITS, constant_costs, copy_model, copy_reference, gain, objective, renew_costs,
+    COST,
+    PRICES,
+    STRIDE,
+    UNITS,
+    N,
+    constant_costs,
+    copy_model,
+    copy_reference,
+    gain,
+    objective,
+    renew_costs,
 )  # fmt: skip
 from kernels.mlp.tiles import OPTIONS
 from kernels.programs import Program, sources

@@ -11,8 +11,21 @@ from kernels.assignment.paths import rooms as assignment_rooms
 from kernels.learning import aligned
 from kernels.matching.problem import Problem
 from kernels.matching.steps import (
-    COST, CONSTANT, FIRST, GROUP, INNER, INNER0, LAST, MODEL, N, OFFSET, OTHER, OTHERS, PANELS, PRICES, ROW, STRIDE,
-    UNIT, UNITS, USED,
+    CONSTANT,
+    COST,
+    FIRST,
+    GROUP,
+    INNER,
+    LAST,
+    MODEL,
+    OTHERS,
+    PANELS,
+    PRICES,
+    ROW,
+    STRIDE,
+    UNITS,
+    USED,
+    N,
 )  # fmt: skip
 from kernels.mlp.tiles import ROWS, lanes, padded
 

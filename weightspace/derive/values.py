@@ -15,6 +15,7 @@ from weightspace.derive.terms import (
     ancestors,
     close,
     cut,
+    depends,
     divide,
     fix,
     fixed,
@@ -151,7 +152,7 @@ def take(axes: list[Axis], dim: int, start: int, stop: int) -> list[Axis]:
     others = [axis for number, axis in enumerate(axes) if number != dim]
     first = axis[0]
     unit = total // first.size
-    on_others = {atom for other in others for leaf in leaves(other) for atom in ancestors(leaf)}
+    on_others = {atom for other in others for atom in depends(other)}
     if not on_others & {first, *leaves([first])} and all(leaf.fixed or leaf.kind == WILD for leaf in leaves(axis)):
         kind = WILD if all(leaf.kind == WILD for leaf in leaves(axis)) else LEAF
         return [*axes[:dim], [Atom(stop - start, kind, fixed=kind == LEAF)], *axes[dim + 1 :]]

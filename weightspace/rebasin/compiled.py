@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.matching.match import match
 from kernels.matching.problem import Block as Part
 from kernels.matching.problem import Problem
-from weightspace.rebasin.descent import RELATIVE, SWEEPS, Descent
+from weightspace.rebasin.descent import RELATIVE, SWEEPS, Descent, over
 from weightspace.symmetry import Block, Permutations, Symmetry
 
 
@@ -38,6 +38,10 @@ def descend_compiled(
 ) -> Descent:
     """What `weightspace.rebasin.descent.descend` gives, up to ties, of float32 on a CPU; all threads for None."""
     groups = list(symmetry.moving)
+    if over(deadline):
+        models = len(weights)
+        moved = torch.from_numpy(symmetry.permute(weights.numpy(), start))
+        return Descent(dict(start), moved, np.zeros(models, np.int64), np.zeros(models, bool))
     found = match(
         reference.numpy(),
         weights.numpy(),
@@ -65,13 +69,14 @@ def problem_of(symmetry: Symmetry) -> Problem:
 
 def _part(block: Block, number: dict[str, int]) -> Part:
     inner = np.zeros(1, np.int64)
-    ends = []
+    ends: list[tuple[int, int, int]] = []
     for name, size, stride in block.dims:
         if name is None:
             inner = (inner[:, None] + np.arange(size, dtype=np.int64) * stride).ravel()
         else:
-            ends += [number[name], size, stride]
-    return Part(block.offset, *(*ends, -1, 1, 0)[:6], inner)
+            ends.append((number[name], size, stride))
+    first, second = (*ends, (-1, 1, 0))[:2]
+    return Part(block.offset, *first, *second, inner)
 
 
 def _cores() -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.assignment import assign as assignment
+from weightspace.rebasin.objective import products
 from weightspace.symmetry import Block, Symmetry
 
 
@@ -71,10 +72,7 @@ def similarity(where: tuple[Place, ...], reference: Tensor, moved: Tensor) -> Te
     total: Tensor | None = None
     for place in where:
         a, b = place.rows(reference).double(), place.rows(moved).double()
-        a = a.expand(len(b), *a.shape[1:])
-        sides = b.shape[:-2]
-        product = torch.bmm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]).mT)
-        product = product.view(*sides, *product.shape[1:])
+        product = products(a, b)
         total = product if total is None else total + product
     assert total is not None  # a group stands somewhere
     return total

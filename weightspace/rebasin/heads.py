@@ -87,7 +87,12 @@ def joint_order(
     order = best_order(worth)
     (group,) = {place.block.dims[place.at][0] for place in where}
     then = {str(group): order}
-    for name, p in found.permutations.items():
+    for name in children:
+        if name not in found.permutations:  # it stands at none of these places
+            shape = symmetry.permutation_shape(name)
+            then[name] = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), (len(moved), *shape))
+            continue
+        p = found.permutations[name]
         p = p.reshape(*sides, units, units, *p.shape[1:])
         index = order.reshape(*order.shape, *(1,) * (p.ndim - order.ndim))
         then[name] = np.take_along_axis(p, index, order.ndim).squeeze(order.ndim)

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weightspace.rebasin import starts
 from weightspace.rebasin.alignment import Alignment, AlignmentError
+from weightspace.rebasin.compiled import descend_compiled, fits
 from weightspace.rebasin.descent import SWEEPS, descend, over
 from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective, pick
 from weightspace.rebasin.steps import HEADS, plan_steps
 from weightspace.symmetry import Permutations, Symmetry
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("compiled", "reference")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Settings:
     seed: int
     sweeps: int
     deadline: float | None
+    compiled: bool
+    threads: int | None
 
 
 MEMORY = 2**28  # bytes that the models worked on at once may take; more is no faster
@@ -77,7 +81,8 @@ def match_weights(
         seed: of the order of groups in each sweep and of restarts, the same for all models.
         sweeps: at most, of each descent.
         budget: seconds, looked at between sweeps: what is not finished by then is as good as it is.
-        impl: "reference"; None chooses.
+        impl: "compiled", for float32 on a CPU and groups that lie in no other and meet at most one other in a tensor;
+            "reference", anything, on any device; None chooses.
         threads: of compiled code, None for all cores.
         on_models: called with a number of models each time so many are done.
 
@@ -101,8 +106,10 @@ def match_weights(
     before, after = objective(symmetry, population, target), np.empty(models)
     if layerwise is None:
         layerwise = start is None and starts.has_stream(symmetry, names)
-    settings = Settings(names, heads, layerwise, restarts, seed, sweeps, deadline)
-    some = max(1, MEMORY // max(1, working_bytes(symmetry, names, heads, population.element_size())))
+    compiled = _takes_compiled(symmetry, population, target, impl)
+    settings = Settings(names, heads, layerwise, restarts, seed, sweeps, deadline, compiled, threads)
+    size = working_bytes(symmetry, names, heads, population.element_size(), compiled)
+    some = max(1, MEMORY // max(1, size))
     for first in range(0, models, some):
         here = slice(first, min(first + some, models))
         found = _best_of(
@@ -117,9 +124,24 @@ def match_weights(
     return Alignment(whole, before, after, counts, universe.numpy(), finished)
 
 
-def working_bytes(symmetry: Symmetry, names: Iterable[str], heads: str = "joint", itemsize: int = 4) -> int:
-    """Bytes that the generic descent holds for each model it works on: weights, trials and the largest step."""
+def _takes_compiled(symmetry: Symmetry, weights: Tensor, reference: Tensor, impl: str | None) -> bool:
+    """Whether compiled code does it; raise AlignmentError if it is asked to and cannot."""
+    able = fits(symmetry) and weights.device.type == "cpu" and weights.dtype == reference.dtype == torch.float32
+    if impl == "compiled" and not able:
+        raise AlignmentError(
+            "compiled code takes float32 on a CPU and groups that lie in no other group and meet at most one other in "
+            f"a tensor, got {weights.dtype} on {weights.device} and {len(symmetry.groups)} groups; use impl=None"
+        )
+    return able and impl != "reference"
+
+
+def working_bytes(
+    symmetry: Symmetry, names: Iterable[str], heads: str = "joint", itemsize: int = 4, compiled: bool = False
+) -> int:
+    """Bytes held for each model that is worked on: weights, trials and the largest step."""
     largest = 0
+    if compiled:  # its own room is one model's a thread
+        return symmetry.layout.size * itemsize * 3
     for step in plan_steps(symmetry, list(names), heads):
         shape = symmetry.permutation_shape(step.group)
         entries = sum(np.prod([size for _, size, _ in place.block.dims]) for place in step.places)
@@ -139,17 +161,12 @@ def _best_of(
     best, after = start, begin.copy()
     counts, finished = np.zeros(models, np.int64), np.full(models, True)
     for fresh in _starts(symmetry, weights, reference, pick(start, slice(None)), settings):
-        found = descend(
-            symmetry,
-            weights,
-            reference,
-            fresh,
-            names=settings.names,
-            seed=settings.seed,
-            sweeps=settings.sweeps,
-            heads=settings.heads,
-            deadline=settings.deadline,
-        )
+        common: Any = {"names": settings.names, "seed": settings.seed, "sweeps": settings.sweeps}
+        common |= {"deadline": settings.deadline}
+        if settings.compiled:
+            found = descend_compiled(symmetry, weights, reference, fresh, threads=settings.threads, **common)
+        else:
+            found = descend(symmetry, weights, reference, fresh, heads=settings.heads, **common)
         value = objective(symmetry, found.moved, reference)
         better = value > after
         for name, p in found.permutations.items():
@@ -174,5 +191,5 @@ def _starts(
     yield prepared(start)
     if settings.layerwise and not over(settings.deadline):
         yield starts.layerwise(symmetry, weights, reference, prepared(start), names, settings.heads)
-    for number in range(settings.restarts):
+    for number in range(0 if over(settings.deadline) else settings.restarts):
         yield prepared(starts.random(symmetry, start, names, settings.seed, number))

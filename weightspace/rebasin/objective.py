@@ -28,15 +28,22 @@ def objective(symmetry: Symmetry, weights: Any, reference: Any) -> np.ndarray:
 
 
 def dots(reference: Tensor, weights: Tensor, where: Iterable[slice]) -> Tensor:
-    """(models,) float64 inner products over some spans: reference (1 or models, size), weights (models, size).
-
-    Each model's is computed alone, so that no bit of it depends on its companions.
-    """
+    """(models,) float64 inner products over some spans: reference (1 or models, size), weights (models, size)."""
     total = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     for span in where:
-        a = reference[:, span].double().expand(len(weights), -1)
-        total += torch.bmm(weights[:, None, span].double(), a[:, :, None])[:, 0, 0]
+        total += products(reference[:, None, span].double(), weights[:, None, span].double())[:, 0, 0]
     return total
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T for each matrix of a batch; a may be one for all.
+
+    On a CPU by numpy, which takes one after the other, so that no bit depends on what else is in the batch; torch
+    takes another way for a batch of one than for two.
+    """
+    if b.device.type == "cpu":
+        return torch.from_numpy(np.matmul(a.numpy(), b.numpy().swapaxes(-1, -2)))
+    return a @ b.mT
 
 
 def spans(symmetry: Symmetry, tensors: Iterable[str]) -> tuple[slice, ...]:

@@ -30,10 +30,10 @@ def layerwise(
 ) -> dict[str, np.ndarray]:
     """Order group after group, each by weights alone that lead to units already in order, whatever that costs.
 
-    The group with the most such weights is next, so that order spreads from inputs and outputs inwards. A descent from
-    an arbitrary order fits the first groups to the disorder of the others, and a residual stream, which all others
-    meet, seldom gets loose from that: of 20 planted permutations of a transformer it found none to 5, and all 20 from
-    this order.
+    The group with the largest share of such weights is next, so that order spreads from inputs and outputs inwards. A
+    descent from an arbitrary order fits the first groups to the disorder of the others, and a residual stream, which
+    all others meet, seldom gets loose from that: of 20 planted permutations of a transformer it found none to 5, and
+    all 20 from this order.
 
     Args:
         weights: (models, size). reference: (1 or models, size).
@@ -45,7 +45,7 @@ def layerwise(
     unsettled = {name for step in left for name in step.groups}
     while left:
         known = {step: tuple(place for place in step.places if _is_known(place, step, unsettled)) for step in left}
-        step = max(left, key=lambda step: sum(place.entries for place in known[step]))
+        step = max(left, key=lambda step: _entries(known[step]) / _entries(step.places))
         if known[step]:
             then = state.order(step, known[step], reference, state.moved)
             state.accept(np.arange(len(weights)), step.symmetry.permute(state.moved, then), then)
@@ -73,6 +73,10 @@ def random(
     models = len(next(iter(start.values())))
     drawn = symmetry.random(1, int(np.random.default_rng((seed, number)).integers(2**31)))
     return dict(start) | {name: np.repeat(drawn[name], models, 0) for name in names}
+
+
+def _entries(where: Iterable[Place]) -> int:
+    return sum(place.entries for place in where)
 
 
 def _is_known(place: Place, step: Step, unsettled: set[str]) -> bool:
