@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.assignment.compiled import solve
+from kernels.assignment.assign import assign
 from kernels.curvature.surface import surface
 from kernels.curvature.trace import exact_trace
 from kernels.curves.recipe import Recipe
@@ -74,12 +74,12 @@ def evaluation(dtype: torch.dtype) -> None:
 
 def matching(dtype: torch.dtype) -> None:
     """In float32 alone; assignments, and moving what was matched, in both."""
-    symmetry = Symmetry(MLP.layout, {"hidden0.weight": ("hidden", None), "output.weight": (None, "hidden")})
-    weights = problem(dtype)[0].numpy()
+    weights = problem(dtype)[0]
     if dtype == torch.float32:
+        symmetry = Symmetry(MLP.layout, {"hidden0.weight": ("hidden", None), "output.weight": (None, "hidden")})
         match_weights(symmetry, weights, weights[0])
-    solve(weights[:1, :4].reshape(1, 2, 2))
-    gather_compiled(weights, [Gather(0, 1, 2, 1, None, np.zeros((2, 2), np.int64))])
+    assign(weights[:1, :4].view(1, 2, 2), impl="compiled")
+    gather_compiled(weights.numpy(), [Gather(0, 1, 2, 1, None, np.zeros((2, 2), np.int64))])
 
 
 # The longest first, so that all cores end at about the same time.
