@@ -8,12 +8,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.families import FAMILIES, mlp
+from kernels.population import forward
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import Alignment, AlignmentError
+from weightspace.rebasin.estimate import estimate
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
 from weightspace.rebasin.starts import has_stream
-from weightspace.symmetry import Symmetry, plain
+from weightspace.rebasin.straight_through import refine_straight_through
+from weightspace.symmetry import Permutations, Symmetry, plain
 
 MLP = mlp(8)
 
@@ -286,3 +289,48 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 def test_residual_streams_are_told_from_chains() -> None:
     found = {name: has_stream(s, list(s.moving)) for name, f in FAMILIES.items() for s in [f(8).symmetry]}
     assert found == {"mlp": False, "cnn": False, "resnet": True, "vit": True}
+
+
+def test_cost_is_told_before() -> None:
+    few, many = (estimate(MLP.symmetry, models, impl="reference") for models in (10, 1_000_000))
+    assert 0 < few.seconds < many.seconds
+    assert few.bytes < many.bytes <= 2**28 + 682 * 4  # what is worked on at once, not the population
+    a, b = pairs(MLP.symmetry, 3)
+    assert estimate(MLP.symmetry, 10**9, weights=b, reference=a[0], budget=5.0).seconds == 5.0
+    with pytest.raises(AlignmentError, match="no moving groups"):
+        estimate(MLP.symmetry, 5, groups=["nothing"])
+
+
+def cross_entropy(weights: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """(models,) of MLP, on inputs and labels."""
+    logits = forward(MLP.module, MLP.symmetry.layout.unflatten(weights), batch[0], shared=True)
+    return torch.stack([torch.nn.functional.cross_entropy(one, batch[1]) for one in logits])
+
+
+def test_straight_through_lowers_the_loss_half_way() -> None:
+    symmetry = MLP.symmetry
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 64, generator=generator), torch.randint(0, 10, (64,), generator=generator)
+    batches = [(x[:32], y[:32]), (x[32:], y[32:])]
+    weights = MLP.random_weights(6, seed=7)
+    start = symmetry.random(5, seed=1)
+    found = refine_straight_through(
+        symmetry, weights[1:], weights[0], batches, cross_entropy, start=start, epochs=4, learning_rate=0.03
+    )
+
+    def middle(permutations: Permutations) -> np.ndarray:
+        halves = (symmetry.permute(weights[1:], permutations) + weights[0]) / 2
+        return torch.stack([cross_entropy(halves, batch) for batch in batches]).double().mean(0).numpy()
+
+    np.testing.assert_allclose(found.before, middle(start), rtol=1e-6)  # float32
+    np.testing.assert_allclose(found.after, middle(found.alignment.permutations), rtol=1e-6)
+    assert (found.after <= found.before).all()
+    assert found.after.mean() < found.before.mean() - 0.01
+    one = refine_straight_through(symmetry, weights[1:], weights[0], batches, cross_entropy, epochs=0)
+    matched = match_weights(symmetry, weights[1:], weights[0])
+    for name in symmetry.moving:
+        np.testing.assert_array_equal(one.alignment.permutations[name], matched.permutations[name])
+    with pytest.raises(AlignmentError, match="one number for each of 5 models"):
+        refine_straight_through(symmetry, weights[1:], weights[0], batches, lambda w, b: cross_entropy(w, b).mean())
+    with pytest.raises(AlignmentError, match="needs batches"):
+        refine_straight_through(symmetry, weights[1:], weights[0], [], cross_entropy)

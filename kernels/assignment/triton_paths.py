@@ -37,9 +37,9 @@ def lanes(n: int) -> int:
 def warps(size: int, packed: bool) -> int:
     """Eight columns a thread, four in float64: reductions inside a warp need no barrier, more would not fit.
 
-    Beyond 4,096 columns there are no more threads, and a part of the state lies outside the registers.
+    Beyond 4,096 columns there are not enough registers, and a part of the state lies outside.
     """
-    return min(32, max(1, size // (256 if packed else 128)))
+    return min(32, max(1, size // 256)) if packed else min(16, max(1, size // 128))
 
 
 @triton.jit
