@@ -218,7 +218,9 @@ def metrics(
 def align(
     zoo: ZooArgument,
     frame: Annotated[str, typer.Option(help="Name of the alignment.")] = "universe",
-    method: Annotated[str, typer.Option(help="universe, frank_wolfe, or reference: to one run.")] = "universe",
+    method: Annotated[
+        str, typer.Option(help="universe, frank_wolfe; to one run: reference, activations.")
+    ] = "universe",
     by: Annotated[
         str, typer.Option(help="run: one permutation for all its checkpoints; checkpoint: one each.")
     ] = "run",
@@ -247,7 +249,9 @@ def align(
         from zoo.progress import aligning
 
         layers = tuple(layer) if layer else None
-        settings = Settings(method, by, epoch, reference, members, balance, layers, restarts, seed)
+        settings = Settings(
+            method, by, epoch, reference, members=members, balance=balance, layers=layers, restarts=restarts, seed=seed
+        )
         with aligning(_console(), quiet or as_json) as (on_cost, on_rows), _kept(KEPT_ALIGNED):
             found = work(
                 zoo,
