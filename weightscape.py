@@ -272,6 +272,28 @@ def align(
 
 
 @app.command()
+def duplicates(
+    zoo: ZooArgument,
+    where: Annotated[str | None, typer.Option(help='A condition, such as "width >= 32".')] = None,
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
+    near: Annotated[float, typer.Option(help="Relative distance below which two are near; 0 for exact ones.")] = 0.2,
+    scale: Annotated[bool, typer.Option("--scale", help="Find copies with scaled or flipped units too.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Find networks that are the same, exactly or nearly, but for the order of their units."""
+    with _errors(form == "json"):
+        from zoo.duplicates import duplicates as work
+        from zoo.printing import print_rows
+
+        found = work(zoo, where=where, epoch=epoch, near=near or None, scale=scale)
+        if len(found):
+            print_rows(found, form)
+        elif not quiet:
+            print("no duplicates", file=sys.stderr)
+
+
+@app.command()
 def phases(
     zoo: ZooArgument,
     rule: Annotated[str, typer.Option(help="yang, median, ptmz or md_tree.")] = "yang",
