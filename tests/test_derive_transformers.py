@@ -20,6 +20,11 @@ WORDS: dict[str, Any] = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0,
 LAYERS = 2
 
 
+def using(attention: str) -> dict[str, Any]:
+    """Which code computes attention; the classes take it without naming it in their signatures."""
+    return {"attn_implementation": attention}
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Transformers logs advice on configurations."""
@@ -40,7 +45,7 @@ def derived(module: nn.Module, args: tuple[torch.Tensor, ...], **kwargs: object)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_bert(attention: str) -> None:
     """The residual stream, which the embeddings share, the pooler, and four groups a layer."""
-    config = transformers.BertConfig(**SIZES, **WORDS, max_position_embeddings=8, attn_implementation=attention)
+    config = transformers.BertConfig(**SIZES, **WORDS, max_position_embeddings=8, **using(attention))
     module = transformers.BertForSequenceClassification(config)
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     symmetry = derived(module, (IDS,), attention_mask=mask)
@@ -64,9 +69,7 @@ def test_outputs_hold_the_stream() -> None:
 def test_gpt2(attention: str) -> None:
     """The residual stream and four groups a layer. Embedding and output matrix are one tensor; weights lie inputs
     first, queries, keys and values are parts of one matrix."""
-    config = transformers.GPT2Config(
-        n_embd=12, n_head=3, n_layer=LAYERS, n_positions=8, **WORDS, attn_implementation=attention
-    )
+    config = transformers.GPT2Config(n_embd=12, n_head=3, n_layer=LAYERS, n_positions=8, **WORDS, **using(attention))
     symmetry = derived(transformers.GPT2LMHeadModel(config), (IDS,), use_cache=False)
     assert len(symmetry.moving) == 1 + 4 * LAYERS
     assert symmetry.layout.aliases == (("lm_head.weight", "transformer.wte.weight"),)
@@ -81,7 +84,7 @@ def test_gpt2(attention: str) -> None:
 def test_videomae(attention: str) -> None:
     """Four groups a layer. A fixed table of sines is added to the residual stream, so that its order matters."""
     config = transformers.VideoMAEConfig(
-        **SIZES, image_size=8, patch_size=4, num_frames=4, tubelet_size=2, attn_implementation=attention
+        **SIZES, image_size=8, patch_size=4, num_frames=4, tubelet_size=2, **using(attention)
     )
     symmetry = derived(transformers.VideoMAEForVideoClassification(config), (torch.zeros(2, 4, 3, 8, 8),))
     assert len(symmetry.moving) == 4 * LAYERS
@@ -99,7 +102,7 @@ def test_llama(attention: str) -> None:
         **(SIZES | {"hidden_size": 16, "num_attention_heads": 4}),
         **WORDS,
         num_key_value_heads=2,
-        attn_implementation=attention,
+        **using(attention),
     )
     symmetry = derived(transformers.LlamaForCausalLM(config), (IDS,), use_cache=False)
     assert len(symmetry.moving) == 1 + 4 * LAYERS
@@ -119,8 +122,8 @@ def test_relative_positions_by_window() -> None:
     """Swin: a table of biases is read at fixed places, one column a head, which is the head's own."""
     config = transformers.SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[2], num_heads=[2], window_size=2)
     symmetry = derived(transformers.SwinForImageClassification(config), (torch.zeros(2, 3, 16, 16),))
-    table = "swin.encoder.layers.0.blocks.1.attention.self.relative_position_bias_table"
-    assert symmetry.axes[table] == (None, "swin.encoder.layers.0.blocks.1.attention.self.heads")
+    table = "swin.encoder.layers.0.blocks.1.attention.relative_position_bias.relative_position_bias_table"
+    assert symmetry.axes[table] == (None, "swin.encoder.layers.0.blocks.1.attention.heads")
     assert len(symmetry.moving) == 1 + 4 * 2
 
 
