@@ -53,6 +53,10 @@ class MeasureError(ZooError, RuntimeError):
     """Some rows could not be measured; what was measured stays."""
 
 
+class AlignError(ZooError, ValueError):
+    """Networks cannot be aligned, or an alignment changes what they compute; nothing of it was stored."""
+
+
 class UnknownNameError(ZooError, KeyError):
     """A name that is not in its dict."""
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from catalog.errors import CorruptError, FormatError, MissingDataError, SpecMismatchError
 from catalog.fragments import Fragment, ShardFile, encode_fragment
+from catalog.frames import copy_frames
 from catalog.grid import HOT, PACKED, STORED_AS, Grid, encode_shard, packed_grid
 from catalog.metrics import decode_measurement, metric_files, write_measurement
 from catalog.record import LIMIT, Variant
@@ -110,6 +111,7 @@ def _convert(
     for names in metric_files(zoo.folder).values():
         for name in names:
             write_measurement(made, decode_measurement(zoo.record, name, zoo.folder.read(name), zoo.url))
+    copy_frames(zoo, made)
     return Repacked(made, read, written) if tier == PACKED else Repacked(made, written, read)
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from catalog.errors import MissingDataError, NotAZooError, QueryError, UnknownNameError, unknown_name
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
+from catalog.frames import View, frame_names, read_view, seen_in
 from catalog.grid import from_stored
 from catalog.metrics import Measurement, measurements, with_metrics
 from catalog.reader import Reader
@@ -33,7 +34,7 @@ class Zoo:
     """A population of networks on disk: rows to query, weights to read. Made by `catalog.open` or `catalog.create`.
 
     Args:
-        metrics_at: where measured columns lie, None for the zoo's own folder.
+        metrics_at: where measured columns and frames lie, None for the zoo's own folder.
         versions: metric -> version whose columns have their plain names; see `catalog.metrics.with_metrics`.
     """
 
@@ -44,6 +45,7 @@ class Zoo:
     _fragments: OrderedDict[str, Fragment] = field(default_factory=OrderedDict, repr=False, compare=False)
     _reader: Reader = field(default_factory=Reader, repr=False, compare=False)
     _measured: dict[str, Measurement] = field(default_factory=dict, repr=False, compare=False)
+    _frames: dict[str, View] = field(default_factory=dict, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept in memory does not travel to other processes
         return Zoo, (self.folder, self.record, self.metrics_at, self.versions)
@@ -72,7 +74,7 @@ class Zoo:
 
     @property
     def metrics_folder(self) -> Folder:
-        """Where `metrics/` is."""
+        """Where `metrics/` and `frames/` are."""
         return self.metrics_at or self.folder
 
     def committed(self) -> dict[tuple[str, int], str]:
@@ -118,6 +120,20 @@ class Zoo:
         """What was measured, by metric@version: settings, columns, rows."""
         return measurements(self)
 
+    def frames(self) -> dict[str, tuple[str, ...]]:
+        """Alignments by name, with the variants each of them has."""
+        return frame_names(self)
+
+    def frame(self, name: str, variant: str | None = None) -> View:
+        """An alignment: symmetry, universe, and permutations of the runs. For a zoo of one variant it needs no name.
+
+        Raises:
+            UnknownNameError: no such frame. MissingDataError: it does not have this variant.
+        """
+        if variant is None:
+            self.layout  # noqa: B018  # an error that lists the variants, where there are several
+        return read_view(self, name, variant or next(iter(self.record.variants)))
+
     def scan(self, status: str | None = "ok") -> pl.LazyFrame:
         """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too."""
         return with_status(self.table().lazy(), status)
@@ -128,6 +144,7 @@ class Zoo:
         tensors: Iterable[str] | None = None,
         dtype: str | None = None,
         torch: bool = False,
+        frame: str | None = None,
     ) -> Any:
         """Weights of rows, in their order.
 
@@ -137,15 +154,16 @@ class Zoo:
             dtype: float32, float64, float16 or (with torch) bfloat16; None for the stored one, with bfloat16 widened
                 exactly to float32 in numpy. Weights that pass the range of the type are an error.
             torch: a torch tensor instead of a numpy array.
+            frame: name of an alignment to see them in; see `weightscape align`.
 
         Returns:
             (models, size).
 
         Raises:
-            MissingDataError: rows that hold no weights (diverged runs), or files that are gone.
+            MissingDataError: rows that hold no weights (diverged runs) or are not in the frame, or files that are gone.
             CorruptError: bytes that are not those committed. Weights are never zeros or NaN in their place.
             QueryError: rows of several variants, or that this zoo does not have.
-            UnknownNameError: a tensor the layout does not have, listing those it has.
+            UnknownNameError: a tensor the layout does not have, or a frame the zoo does not have, listing those it has.
         """
         address = _address(rows, self.name)
         variant = self._one_variant(address[0])
@@ -155,8 +173,12 @@ class Zoo:
             raise QueryError(f"dtype must be one of {', '.join(known)}, got {kind!r} (bfloat16 needs torch=True)")
         columns = None if tensors is None else variant.layout.indices(_tensor_names(tensors, variant.layout))
         models, checkpoints = (column.to_numpy() for column in address[1:])
-        stored = self._stored(variant, models, checkpoints, columns)
-        return _as(stored, self.record.dtype, kind, torch)
+        if frame is None:
+            return _as(self._stored(variant, models, checkpoints, columns), self.record.dtype, kind, torch)
+        table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        weights = _as(self._stored(variant, models, checkpoints, None), self.record.dtype, kind, torch)
+        weights = seen_in(self, frame, variant.name, table, weights)
+        return weights if columns is None else weights[:, columns]
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
         """One model's tensors by name, each in its own dtype; what `module.load_state_dict` takes with torch=True.

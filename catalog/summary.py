@@ -54,6 +54,10 @@ def summary(zoo: Zoo) -> dict[str, Any]:
             name: {"rows": len(one.rows), "default": one.default, "settings": dict(one.settings)}
             for name, one in zoo.measurements().items()
         },
+        "frames": {
+            name: {"variants": len(variants), "runs": sum(len(zoo.frame(name, v).rows) for v in variants)}
+            for name, variants in zoo.frames().items()
+        },
         "spec": zoo.record.spec,
         "info": zoo.record.info,
     }

@@ -12,6 +12,8 @@ import numpy as np
 
 from catalog.errors import CorruptError, FormatError
 from catalog.fragments import Fragment
+from catalog.frames import NAME as FRAME_FILE
+from catalog.frames import decode_frame
 from catalog.metrics import NAME as METRIC_FILE
 from catalog.metrics import decode_measurement
 from catalog.reader import Reader
@@ -100,14 +102,15 @@ def verify(
     tables = [name for name in digests if NAME.fullmatch(name)]
     known.update(tables)
     problems += [problem for name in tables for problem in _check_table(zoo, name, committed if sound else None)]
-    for name in (name for name in digests if METRIC_FILE.fullmatch(name)):
-        known.add(name)
-        try:
-            decode_measurement(zoo.record, name, zoo.folder.read(name), zoo.url)
-        except FileNotFoundError:  # put into a larger one meanwhile
-            pass
-        except (CorruptError, FormatError) as error:
-            problems.append(Problem("corrupt", name, str(error)))
+    for pattern, decode in ((METRIC_FILE, decode_measurement), (FRAME_FILE, decode_frame)):
+        for name in filter(pattern.fullmatch, digests):
+            known.add(name)
+            try:
+                decode(zoo.record, name, zoo.folder.read(name), zoo.url)
+            except FileNotFoundError:  # put into a larger one meanwhile
+                pass
+            except (CorruptError, FormatError) as error:
+                problems.append(Problem("corrupt", name, str(error)))
     for name in sorted(set(digests) - known):
         problems.append(
             Problem("unknown", name, f"{name} was committed by nobody: a shard without its fragment, or a stranger")

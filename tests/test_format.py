@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 
 import catalog
+from tests.catalog_zoos import fill, net
+from tests.test_catalog_frames import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVES = sorted((ROOT / "tests" / "data").glob("format*"))
@@ -117,3 +119,61 @@ def test_old_zoos_are_read_for_ever(archive: Path, tmp_path: Path) -> None:
 def test_there_is_an_archive_of_each_type() -> None:
     assert {catalog.open(path / "zoo").record.dtype for path in ARCHIVES} == {"float32", "float16", "bfloat16"}
     assert sum(file.stat().st_size for path in ARCHIVES for file in path.rglob("*") if file.is_file()) < 300_000
+
+
+def frame_by_the_page(path: Path, frame: str, layout: dict) -> dict[str, np.ndarray]:
+    """Run -> (which stored element comes to each place, its factor), (2, size), from FORMAT.md alone; plain axes."""
+    files = {}
+    for file in (path / "frames" / frame).iterdir():
+        parts = re.fullmatch(r"(.+)\.(universe|rows)\.([0-9a-f]{32})\.parquet", file.name)
+        assert parts
+        assert hashlib.sha256(file.read_bytes()).hexdigest()[:32] == parts[3]
+        files[parts[2]] = pl.read_parquet(file), json.loads(pl.read_parquet_metadata(file)["weightscape"])
+    head = files["universe"][1]
+    symmetry, layout_digest = head["symmetry"], sha256_of_json(layout)[:16]
+    text = json.dumps(symmetry, sort_keys=True, separators=(",", ":")) + layout_digest
+    universe = hashlib.sha256(files["universe"][0]["universe"][0]).hexdigest()
+    assert head["origin"] == hashlib.sha256(text.encode()).hexdigest()[:16] + universe[:16]
+    assert files["rows"][1]["origin"] == head["origin"]
+    found = {}
+    for row in files["rows"][0].iter_rows(named=True):
+        moves, start = {}, 0
+        for name in sorted(symmetry["groups"]):
+            moves[name] = np.frombuffer(row["permutations"], "u1", symmetry["groups"][name]["size"], start)
+            start += len(moves[name])
+        assert start == len(row["permutations"])
+        (scale,) = symmetry["scales"]
+        found[row["run"]] = seen(layout, symmetry, moves, scale, 2.0 ** np.frombuffer(row["scales"], "i1"))
+    return found
+
+
+def seen(layout: dict, symmetry: dict, moves: dict, scale: dict, factors: np.ndarray) -> np.ndarray:
+    """Multiply, then move, axis by axis."""
+    index, by = np.arange(layout["size"], dtype=float), np.ones(layout["size"])
+    for tensor in layout["tensors"]:
+        part = slice(tensor["offset"], tensor["offset"] + int(np.prod(tensor["shape"])))
+        both = np.stack([index[part], by[part]]).reshape(2, *tensor["shape"])
+        for name, axis, exponent in scale["tensors"]:
+            if name == tensor["name"]:
+                both[1] *= np.expand_dims(factors**exponent, [a for a in range(both.ndim - 1) if a != axis])
+        for axis, group in enumerate(symmetry["axes"].get(tensor["name"], ())):
+            both = both if group is None else both.take(moves[group], axis + 1)
+        index[part], by[part] = both.reshape(2, -1)
+    return np.stack([index, by])
+
+
+def sha256_of_json(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_a_frame_is_seen_from_the_page_alone(tmp_path: Path) -> None:
+    zoo, truth = fill(tmp_path / "zoo", net())
+    commit(zoo)
+    layout = json.loads((tmp_path / "zoo" / "zoo.json").read_bytes())["variants"][0]["layout"]
+    frame = frame_by_the_page(tmp_path / "zoo", "universe", layout)
+    rows = zoo.scan().filter(pl.col("run").is_in(list(frame))).collect()
+    assert len(rows) == 8
+    for row, vector in zip(rows.iter_rows(named=True), zoo.read(rows, frame="universe"), strict=True):
+        index, by = frame[row["run"]]
+        stored = truth["net", row["model"], row["checkpoint"]]
+        np.testing.assert_array_equal(vector, stored[index.astype(int)] * by)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.assignment.paths import rooms
+from kernels.assignment.paths import likely_prices, rooms
 from kernels.assignment.paths import solve as shortest_paths
-from kernels.learning import aligned
+from kernels.learning import aligned, part
 from kernels.mlp.tiles import OPTIONS, padded
 from kernels.programs import Program, sources
 from kernels.threads import in_parts
@@ -22,26 +22,27 @@ def _assign(digest: str) -> Any:
     """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def assign(
-        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, scaled: bool,
-        stride: int, cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
+        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, warm: np.ndarray, stride: int,
+        cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
         waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
     ) -> int:  # fmt: skip
-        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
+        """Scans of all problems. `prices` (batch, n), of use where `warm`, are replaced; `cost` begins as infinity."""
         digest  # noqa: B018  # makes it a part of the function
         n, scans = costs.shape[1], 0
         for problem in range(len(costs)):
-            factor = factors[problem]
+            factor, mine = factors[problem], prices[problem]
             for i in range(n):
+                row, given = part(cost, i * stride, n), costs[problem, i]
                 for j in range(n):
-                    cost[i * stride + j] = costs[problem, i, j] * factor
-            of_prices = factor / factor if scaled else factor
-            for j in range(n):
-                v[j] = prices[problem, j] * of_prices
+                    row[j] = given[j] * factor
+            if warm[problem]:
+                v[:n] = mine
+            else:
+                likely_prices(cost, 0, stride, n, v, distances)
             scans += shortest_paths(
                 cost, 0, stride, n, v, columns[problem], distances, before, rows, waiting, order, kept, reached
             )
-            for j in range(n):
-                prices[problem, j] = v[j] / of_prices
+            mine[:] = v[:n]
         return scans
 
     return assign
@@ -65,7 +66,8 @@ def solve(
 
     Args:
         cost: (batch, n, n) float32 or float64; with costs that are not finite, columns are still a permutation, any.
-        v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used.
+        v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used,
+            nor are zeros.
         threads: parts of the batch that are worked on at once.
         dtype: of the arithmetic and the prices, None for that of the costs.
         factors: (batch,), of that type. The problems are then those of the costs times these, and so are all prices.
@@ -83,22 +85,28 @@ def solve(
     columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), dtype)
     if not cost.size:
         return columns, prices
+    cost = np.require(cost, requirements=("C", "W"))  # numba would compile once more for other arrays
     largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2))).astype(dtype)
-    scaled = factors is not None
-    factors = powers_of_two(largest) if factors is None else factors
+    own = powers_of_two(largest) if factors is None else np.ones_like(largest)
+    factors = own if factors is None else factors
+    warm = np.zeros(batch, np.bool_)
     if v0 is not None:
-        near = np.abs(v0).max(1) / FARTHEST <= (largest * np.abs(factors) if scaled else largest)  # False for NaN
-        prices[near] = v0[near]
+        with np.errstate(all="ignore"):  # any numbers will do
+            start = v0 * own[:, None].astype(np.float64)
+            size, farthest = np.abs(start).max(1), FARTHEST * (largest * np.abs(factors)).astype(np.float64)
+        warm = (size > 0) & (size <= farthest)  # not where one is NaN; zeros are what others begin from
+        prices[warm] = start[warm]
 
-    def work(part: slice) -> None:
+    def work(some: slice) -> None:
         stride = padded(n, dtype)
         ASSIGN(
-            cost[part], factors[part], columns[part], prices[part], scaled, stride,
+            cost[some], factors[some], columns[some], prices[some], warm[some], stride,
             aligned(n * stride, dtype, np.inf), aligned(stride, dtype), *rooms(n, dtype),
         )  # fmt: skip
 
     in_parts(work, batch, threads)
-    return columns, prices
+    with np.errstate(over="ignore"):  # prices may be larger than any cost
+        return columns, prices / own[:, None]
 
 
 def powers_of_two(largest: np.ndarray) -> np.ndarray:

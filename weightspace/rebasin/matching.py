@@ -1,131 +1,195 @@
-"""Weight matching: coordinate descent over groups, each step one linear assignment, for a whole population.
+"""Weight matching of a whole population in one call.
 
 Source: Ainsworth, Hayase and Srinivasa 2023, "Git Re-Basin", arXiv 2209.04836, section 3.2 and algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import torch
+from torch import Tensor
 
+from weightspace.rebasin import starts
 from weightspace.rebasin.alignment import Alignment, AlignmentError
-from weightspace.symmetry import Block, Permutations, Symmetry, SymmetryError
+from weightspace.rebasin.compiled import descend_compiled, fits
+from weightspace.rebasin.descent import SWEEPS, descend, over
+from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective, pick
+from weightspace.rebasin.steps import HEADS, plan_steps
+from weightspace.symmetry import Permutations, Symmetry
 
-SWEEPS = 100
-RELATIVE = 1e-9  # a sweep that gains less of the objective is the last
+IMPLEMENTATIONS = ("compiled", "reference")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a match was asked for; see `match_weights`."""
+
+    names: Sequence[str]
+    heads: str
+    layerwise: bool
+    restarts: int
+    seed: int
+    sweeps: int
+    deadline: float | None
+    compiled: bool
+    threads: int | None
+
+
+MEMORY = 2**28  # bytes that the models worked on at once may take; more is no faster
 
 
 def match_weights(
     symmetry: Symmetry,
-    weights: np.ndarray,
-    reference: np.ndarray,
+    weights: Any,
+    reference: Any,
     *,
     start: Permutations | None = None,
     groups: Iterable[str] | None = None,
+    layers: Iterable[str] | None = None,
+    heads: str = "joint",
+    layerwise: bool | None = None,
+    restarts: int = 0,
     seed: int = 0,
     sweeps: int = SWEEPS,
+    budget: float | None = None,
+    impl: str | None = None,
+    threads: int | None = None,
+    on_models: Callable[[int], None] | None = None,
 ) -> Alignment:
     """Permute each model so that it lies as near to the reference as possible.
 
+    Coordinate descent: each step finds the best order of one group, given all others, and counts only if the objective
+    in float64 rises; so the result is never below the start. With one hidden layer it is the best there is. No
+    model's result depends on which others are there.
+
     Args:
-        weights: (models, size). reference: (size,).
+        weights: (models, size), numpy or torch; on CUDA they stay there. Half precision is widened to float32.
+        reference: (size,), or (models, size) for one of each.
         start: permutations to begin from, None for the identity.
         groups: those that may move, None for all.
-        seed: of the order of the groups in each sweep, the same for all models.
+        layers: the same by layers or tensors: the groups that move any of them.
+        heads: how a group with groups inside its units (attention heads) is ordered: "joint" with them, which is best;
+            "singular" by singular values first, then what is inside (TransFusion); "plain", each group by itself.
+        layerwise: a further descent, from an order found layer by layer, and the best counts; None: where there is a
+            residual stream and no start was given, as descents from arbitrary orders get stuck there.
+        restarts: further descents from random orders.
+        seed: of the order of groups in each sweep and of restarts, the same for all models.
+        sweeps: at most, of each descent.
+        budget: seconds, looked at between sweeps: what is not finished by then is as good as it is.
+        impl: "compiled", for float32 on a CPU and groups that lie in no other and meet at most one other in a tensor;
+            "reference", anything, on any device; None chooses.
+        threads: of compiled code, None for all cores.
+        on_models: called with a number of models each time so many are done.
 
     Raises:
-        AlignmentError: weights that are not finite or do not fit, or a symmetry without groups.
+        AlignmentError: weights that are not finite or do not fit, a symmetry without groups, unknown names.
     """
-    if not symmetry.moving:
-        raise AlignmentError("this symmetry has no groups to permute: nothing can be aligned")
-    if weights.ndim != 2 or weights.shape[1] != symmetry.layout.size or reference.shape != weights.shape[1:]:
+    names = chosen_groups(symmetry, groups, layers)
+    if heads not in HEADS or impl not in (None, *IMPLEMENTATIONS) or restarts < 0 or sweeps < 0:
         raise AlignmentError(
-            f"weights must be (models, {symmetry.layout.size}), got {weights.shape}, {reference.shape}"
+            f"heads must be one of {', '.join(HEADS)}, impl one of {', '.join(IMPLEMENTATIONS)} or None, restarts and "
+            f"sweeps 0 or more; got {heads!r}, {impl!r}, {restarts!r}, {sweeps!r}"
         )
-    if not np.isfinite(weights).all() or not np.isfinite(reference).all():
-        raise AlignmentError("weights must be finite; leave diverged models out")
-    names = list(symmetry.moving) if groups is None else list(groups)
-    permutations = symmetry.identity(len(weights)) if start is None else {n: p.copy() for n, p in start.items()}
-    before, after = objective(symmetry, weights, reference), np.empty(len(weights))
-    counts, finished = np.zeros(len(weights), np.int64), np.zeros(len(weights), bool)
-    for model in range(len(weights)):
-        one = {name: p[model : model + 1] for name, p in permutations.items()}
-        after[model], counts[model], finished[model] = _match_one(
-            symmetry, weights[model : model + 1], reference, one, names, seed, sweeps
+    population, target = checked(symmetry, weights, "weights"), checked(symmetry, reference, "the reference", (1, 2))
+    models = len(population)
+    if target.dim() == 2 and len(target) != models:
+        raise AlignmentError(f"there must be one reference, or one for each of {models} models, got {len(target)}")
+    target = (target if target.dim() == 2 else target[None]).to(population.device)
+    whole = checked_start(symmetry, start, models)
+    deadline = None if budget is None else time.monotonic() + budget
+    counts, finished = np.zeros(models, np.int64), np.zeros(models, bool)
+    before, after = objective(symmetry, population, target), np.empty(models)
+    if layerwise is None:
+        layerwise = start is None and starts.has_stream(symmetry, names)
+    compiled = takes_compiled(symmetry, population, target, impl)
+    settings = Settings(names, heads, layerwise, restarts, seed, sweeps, deadline, compiled, threads)
+    size = working_bytes(symmetry, names, heads, population.element_size(), compiled)
+    some = max(1, MEMORY // max(1, size))
+    for first in range(0, models, some):
+        here = slice(first, min(first + some, models))
+        found = _best_of(
+            symmetry, population[here], target if len(target) == 1 else target[here], pick(whole, here), settings
         )
-        for name, p in one.items():
-            permutations[name][model] = p[0]
-    return Alignment(permutations, before, after, counts, reference, finished)
+        for name, p in found.permutations.items():
+            whole[name][here] = p
+        after[here], counts[here], finished[here] = found.after, found.sweeps, found.finished
+        if on_models:
+            on_models(here.stop - here.start)
+    universe = (target[0] if len(target) == 1 and models != 1 else checked(symmetry, reference, "", (1, 2))).cpu()
+    return Alignment(whole, before, after, counts, universe.numpy(), finished)
 
 
-def objective(symmetry: Symmetry, weights: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(models,) float64: inner product with the reference over the tensors that move."""
-    places = symmetry.layout.indices(symmetry.axes)
-    return weights[:, places].astype(np.float64) @ reference[places].astype(np.float64)
+def takes_compiled(symmetry: Symmetry, weights: Tensor, reference: Tensor, impl: str | None) -> bool:
+    """Whether compiled code does it; raise AlignmentError if it is asked to and cannot."""
+    able = fits(symmetry) and weights.device.type == "cpu" and weights.dtype == reference.dtype == torch.float32
+    if impl == "compiled" and not able:
+        raise AlignmentError(
+            "compiled code takes float32 on a CPU and groups that lie in no other group and meet at most one other in "
+            f"a tensor, got {weights.dtype} on {weights.device} and {len(symmetry.groups)} groups; use impl=None"
+        )
+    return able and impl != "reference"
 
 
-def _match_one(
-    symmetry: Symmetry,
-    weights: np.ndarray,
-    reference: np.ndarray,
-    permutations: dict[str, np.ndarray],
-    names: list[str],
-    seed: int,
-    sweeps: int,
-) -> tuple[float, int, bool]:
-    """Objective, sweeps and whether it came to an end; permutations change in place."""
-    generator = np.random.default_rng(seed)
-    best = float(objective(symmetry, symmetry.permute(weights, permutations), reference)[0])
-    for sweep in range(1, sweeps + 1):
-        last = best
-        for number in generator.permutation(len(names)):
-            name = names[number]
-            trial = dict(permutations)
-            trial[name] = _assigned(symmetry, weights, reference, permutations, name)
-            value = float(objective(symmetry, symmetry.permute(weights, trial), reference)[0])
-            if value > best:
-                permutations[name][...] = trial[name]
-                best = value
-        if best - last <= RELATIVE * abs(best):
-            return best, sweep, True
-    return best, sweeps, False
+def working_bytes(
+    symmetry: Symmetry, names: Iterable[str], heads: str = "joint", itemsize: int = 4, compiled: bool = False
+) -> int:
+    """Bytes held for each model that is worked on: weights, trials and the largest step."""
+    largest = 0
+    if compiled:  # its own room is one model's a thread
+        return symmetry.layout.size * itemsize * 3
+    for step in plan_steps(symmetry, list(names), heads):
+        shape = symmetry.permutation_shape(step.group)
+        entries = sum(np.prod([size for _, size, _ in place.block.dims]) for place in step.places)
+        pairs = shape[-1] if step.children else 1
+        inner = max((symmetry.groups[child].size for child in step.children), default=0)
+        square = int(np.prod(shape)) * shape[-1] * (1 + inner**2)
+        largest = max(largest, int(entries) * pairs * (16 + (4 * itemsize if step.children else 0)) + 16 * square)
+    return symmetry.layout.size * itemsize * 4 + largest
 
 
-def _assigned(
-    symmetry: Symmetry, weights: np.ndarray, reference: np.ndarray, permutations: Permutations, name: str
-) -> np.ndarray:
-    """The group's best permutation with all others as they are."""
-    moved = dict(permutations)
-    moved[name] = symmetry.identity(1)[name]
-    candidate = symmetry.permute(weights, moved)[0]
-    shape = symmetry.permutation_shape(name)
-    cost = np.zeros((*shape, shape[-1]))
-    for block in symmetry.touching(name):
-        cost += _similarity(symmetry, block, name, reference, candidate)
-    flat = cost.reshape(-1, shape[-1], shape[-1])
-    return np.array([linear_sum_assignment(-c)[1] for c in flat], np.int32).reshape(1, *shape)
+def _best_of(
+    symmetry: Symmetry, weights: Tensor, reference: Tensor, start: dict[str, np.ndarray], settings: Settings
+) -> Alignment:
+    """The best of the start and of the descents from it and from other orders, for each model."""
+    models = len(weights)
+    begin = objective(symmetry, symmetry.permute(weights, start), reference)
+    best, after = start, begin.copy()
+    counts, finished = np.zeros(models, np.int64), np.full(models, True)
+    for fresh in _starts(symmetry, weights, reference, pick(start, slice(None)), settings):
+        common: Any = {"names": settings.names, "seed": settings.seed, "sweeps": settings.sweeps}
+        common |= {"deadline": settings.deadline}
+        if settings.compiled:
+            found = descend_compiled(symmetry, weights, reference, fresh, threads=settings.threads, **common)
+        else:
+            found = descend(symmetry, weights, reference, fresh, heads=settings.heads, **common)
+        value = objective(symmetry, found.moved, reference)
+        better = value > after
+        for name, p in found.permutations.items():
+            best[name][better] = p[better]
+        after[better] = value[better]
+        counts += found.sweeps
+        finished &= found.finished
+    return Alignment(best, begin, after, counts, np.empty(0), finished)
 
 
-def _similarity(
-    symmetry: Symmetry, block: Block, name: str, reference: np.ndarray, candidate: np.ndarray
-) -> np.ndarray:
-    """(its parents' sizes, size, size): inner products of the reference's units with the candidate's."""
-    names = [group for group, _, _ in block.dims]
-    if names.count(name) > 1:
-        raise SymmetryError(f"group {name!r} stands on two axes of {block.tensor!r}")
-    kept = [names.index(ancestor) for ancestor in symmetry.ancestors(name)]
-    mine = names.index(name)
-    rest = [number for number in range(len(names)) if number not in (*kept, mine)]
-    a, b = (_view(block, vector).transpose(*kept, mine, *rest).astype(np.float64) for vector in (reference, candidate))
-    sides = a.shape[: len(kept) + 1]
-    product: np.ndarray = a.reshape(*sides, -1) @ b.reshape(*sides, -1).swapaxes(-1, -2)
-    return product
+def _starts(
+    symmetry: Symmetry, weights: Tensor, reference: Tensor, start: Permutations, settings: Settings
+) -> Iterator[Permutations]:
+    """Orders to begin from, one at a time: time may be over before the last is asked for."""
+    names = settings.names
 
+    def prepared(order: Permutations) -> Permutations:
+        if settings.heads != "singular" or over(settings.deadline):
+            return order
+        return starts.singular(symmetry, weights, reference, order, names)
 
-def _view(block: Block, vector: np.ndarray) -> np.ndarray:
-    """A block of a flat vector, with an axis a factor."""
-    sizes = tuple(size for _, size, _ in block.dims)
-    strides = tuple(stride * vector.strides[0] for _, _, stride in block.dims)
-    return np.lib.stride_tricks.as_strided(vector[block.offset :], sizes, strides, writeable=False)
+    yield prepared(start)
+    if settings.layerwise and not over(settings.deadline):
+        yield starts.layerwise(symmetry, weights, reference, prepared(start), names, settings.heads)
+    for number in range(0 if over(settings.deadline) else settings.restarts):
+        yield prepared(starts.random(symmetry, start, names, settings.seed, number))

@@ -6,7 +6,6 @@ Weights between checkpoints, averaged or permuted ones, come with running statis
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from kernels.population import forward
 from zoo.architectures import Architecture
 from zoo.evaluate import widest
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 FLOATS = 1 << 24  # of activations held at once, 64 MiB in float32
 
 
@@ -88,35 +88,57 @@ def reestimate(architecture: Architecture, weights: Tensor, x: Tensor) -> Tensor
     """
     if not architecture.has_batch_norm:
         return weights
-    layers, out, layout = layers_of(architecture), weights.clone(), architecture.layout
+    out = weights.clone()
+    norms = [name for name, layer in layers_of(architecture).items() if isinstance(layer, BATCH_NORM)]
     models = max(FLOATS // 4 // (widest(architecture) * min(len(x), 256)), 1)
-    names = list(layers)
     for part in out.split(models):  # views: what is written below stays
-        tensors, samples = layout.unflatten(part), _parts(architecture, part, x)
-        for at, (name, layer) in enumerate(layers.items()):
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                before = up_to(architecture, names[at - 1]) if at else nn.Sequential(nn.Flatten())
-                with torch.no_grad():
-                    mean, var = _moments(before, tensors, samples, layer.num_features)
-                tensors[f"{name}.running_mean"].copy_(mean)
-                tensors[f"{name}.running_var"].copy_(var)
+        for name in norms:
+            set_statistics(architecture, part, x, name)
     return out
 
 
+def set_statistics(architecture: Architecture, weights: Tensor, x: Tensor, layer: str) -> None:
+    """Set the running statistics of one BatchNorm layer, in place, to those of what comes to it."""
+    names = list(layers_of(architecture))
+    at = names.index(layer)
+    network = up_to(architecture, names[at - 1]) if at else nn.Sequential(nn.Flatten())
+    mean, var = _moments(architecture, network, weights, x, layer)
+    for kind, values in (("mean", mean), ("var", var)):
+        architecture.layout.tensor(weights, f"{layer}.running_{kind}").copy_(values)
+
+
+def channel_moments(architecture: Architecture, weights: Tensor, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over samples and pixels of each channel that a layer gives, in eval mode.
+
+    Args:
+        weights: (models, size). x: (samples, *input_shape). layer: a linear layer, a convolution or a norm.
+
+    Returns:
+        (models, channels) float64, twice.
+
+    Raises:
+        UnknownNameError: no layer of that name. InvalidSpecError: one number a channel, which has no variance.
+    """
+    return _moments(architecture, up_to(architecture, layer), weights, x, layer)
+
+
 def _moments(
-    network: nn.Sequential, tensors: Mapping[str, Tensor], samples: Iterable[Tensor], channels: int
+    architecture: Architecture, network: nn.Sequential, weights: Tensor, x: Tensor, layer: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of each channel behind `network`, (models, channels) float64."""
+    """Of each channel behind `network`, as many as the layer has biases."""
+    tensors = architecture.layout.unflatten(weights)
+    channels = tensors[f"{layer}.bias"].shape[-1]
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for some in samples:
-        found = forward(network, tensors, some, shared=True)
-        found = found.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2).double()
-        here, added = found.mean(-1), found.shape[-1]
-        shift = here - mean
-        squares = squares + (found - here[..., None]).square().sum(-1)
-        squares = squares + shift.square() * (count * added / (count + added))
-        mean = mean + shift * (added / (count + added))
-        count += added
+    with torch.no_grad():
+        for some in _parts(architecture, weights, x):
+            found = forward(network, tensors, some, shared=True)
+            found = found.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2).double()
+            here, added = found.mean(-1), found.shape[-1]
+            shift = here - mean
+            squares = squares + (found - here[..., None]).square().sum(-1)
+            squares = squares + shift.square() * (count * added / (count + added))
+            mean = mean + shift * (added / (count + added))
+            count += added
     if count < 2:
-        raise InvalidSpecError("BatchNorm of one number a channel has no variance; give two samples or more")
+        raise InvalidSpecError("one number a channel has no variance; give two samples or more")
     return mean, squares / (count - 1)

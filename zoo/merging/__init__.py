@@ -1,0 +1,1 @@
+"""Several networks made into one: means, soups, and the statistics that merging spoils."""
