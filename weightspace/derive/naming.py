@@ -26,7 +26,7 @@ def name_groups(stored: Mapping[str, Value], used: Mapping[str, int | None]) -> 
     parents = {parent for leaf in home for parent in ancestors(leaf)}
     taken: dict[Atom, str] = {}
     for leaf, tensor in home.items():
-        wanted = _name(leaf, tensor, companions[tensor], [child for child in home if leaf in ancestors(child)])
+        wanted = _name(leaf, tensor, [child for child in home if leaf in ancestors(child)])
         taken[leaf] = _free(wanted, taken.values(), numbered=len(companions[tensor]) > 1 and wanted == _path(tensor))
     return {leaf: name for leaf, name in taken.items() if moving(leaf) or leaf in parents}
 
@@ -41,12 +41,12 @@ def _in_order(axes: Iterable[Sequence[Atom]]) -> list[Atom]:
     return list(found)
 
 
-def _name(leaf: Atom, tensor: str, companions: Sequence[Atom], children: Sequence[Atom]) -> str:
+def _name(leaf: Atom, tensor: str, children: Sequence[Atom]) -> str:
     module = _module(tensor)
     labels = {child.label for child in children} - {None}
     if labels:
         return f"{module}heads"
-    if leaf.label is not None and len(companions) > 1:
+    if leaf.label is not None and ancestors(leaf):
         return f"{module}{leaf.label}"
     return _path(tensor)
 

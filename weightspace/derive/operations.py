@@ -192,6 +192,11 @@ def channel_norm(shape: Shape, x: Value, *tensors: Any) -> Value:
     return Value([*x.axes[:dim], channels, *x.axes[dim + 1 :]])
 
 
+def batch_norm_with_statistics(shape: Sequence[Shape], x: Value, *tensors: Any) -> list[Value]:
+    """What batch_norm is in graphs without changes in place; gives empty statistics too."""
+    return [channel_norm(shape[0], x, *tensors), *map(unknown_value, shape[1:])]
+
+
 def group_norm(shape: Shape, x: Value, groups: int, *tensors: Any) -> Value:
     """Groups of channels move as wholes, and channels inside each."""
     cut(x.axes[1], groups)
@@ -236,6 +241,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("softmax log_softmax _softmax _log_softmax".split(), softmax),
     **dict.fromkeys("layer_norm rms_norm".split(), normalize),
     **dict.fromkeys("batch_norm instance_norm prelu".split(), channel_norm),
+    "_native_batch_norm_legit_no_training": batch_norm_with_statistics,
     "group_norm": group_norm,
     "glu": glu,
     **dict.fromkeys(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from weightspace.arrays import few
 from weightspace.layout import Layout
@@ -92,7 +93,7 @@ class _Trial:
         tensors = self.symmetry.layout.unflatten(weights[0], cast=False)
         kinds = self.module.state_dict()
         tensors = {name: value.to(kinds[name].dtype) for name, value in tensors.items()}
-        with torch.no_grad():
+        with torch.no_grad(), _AlwaysDouble():
             outputs = torch.func.functional_call(self.module, tensors, self.inputs, self.kwargs, tie_weights=False)
         leaves = torch.utils._pytree.tree_leaves(outputs)
         return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor)]
@@ -119,6 +120,18 @@ class _Trial:
             if not self.error(self.symmetry.identity(1), {group: factors}) <= tolerance:
                 found.append(f"scales of {group}")
         return found
+
+
+class _AlwaysDouble(TorchFunctionMode):
+    """What a module computes in float32 on purpose, as some norms do, is computed in float64 too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args, kwargs = torch.utils._pytree.tree_map(
+            lambda arg: torch.float64 if arg is torch.float32 else arg, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
 
 
 def _roles(layout: Layout) -> list[tuple[str, str]]:

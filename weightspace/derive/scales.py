@@ -61,6 +61,8 @@ class Scaler:
             self._make(out, MAKE[name], args[1:3])
         elif name == "add" and isinstance(args[1], Value):
             self._add(args[0], args[1], out)
+        elif name in ("mul", "div") and isinstance(out, Value):
+            self._multiply(name, args[0], args[1], out)
         elif name in NORMS:
             channel, first = NORMS[name]
             self.stop(values[:1])
@@ -104,6 +106,14 @@ class Scaler:
             first.entries += second.entries
             second.link = first
         self.at[out] = first, units
+
+    def _multiply(self, name: str, a: Any, b: Any, out: Value) -> None:
+        """A product is multiplied as one of its factors is; two at once would need a sum of exponents."""
+        held = [value for value in (a, b) if isinstance(value, Value) and value in self.at]
+        if len(held) == 1 and (name == "mul" or held[0] is a):
+            self.at[out] = self.at[held[0]]
+        else:
+            self.stop(held)
 
 
 BOTH = frozenset({POSITIVE, SIGN})

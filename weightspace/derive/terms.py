@@ -99,6 +99,16 @@ def leaves(axis: Iterable[Atom]) -> list[Atom]:
     return list(out)
 
 
+def depends(axis: Iterable[Atom]) -> set[Atom]:
+    """All that something on an axis depends on."""
+    out: set[Atom] = set()
+    for atom in flat(axis):
+        if atom.kind == EACH and atom.key is not None:
+            out.add(find(atom.key))
+        out |= depends(atom.parts) if atom.kind in (SUM, EACH) else set(ancestors(atom))
+    return out
+
+
 def movable(axis: Iterable[Atom]) -> bool:
     """Whether anything on it may move."""
     return any(leaf.kind == LEAF and not leaf.fixed and leaf.size > 1 for leaf in leaves(axis))
@@ -207,7 +217,7 @@ def narrow(axis: Iterable[Atom], key: Atom, number: int) -> Axis:
             out += flat([atom.parts[number]])
         elif atom.kind in (SUM, EACH):
             parts = tuple(one(narrow([part], key, number)) for part in atom.parts)
-            same = all(new is find(old) for new, old in zip(parts, atom.parts, strict=True))
+            same = all(flat([new]) == flat([old]) for new, old in zip(parts, atom.parts, strict=True))
             out.append(atom if same else Atom(atom.size, atom.kind, parts, atom.key))
         else:
             out.append(atom)

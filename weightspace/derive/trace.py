@@ -16,9 +16,10 @@ from torch.fx import GraphModule, Node
 
 from weightspace.derive.operations import RULES, elementwise, unknown, values_in
 from weightspace.derive.scales import Scaler
-from weightspace.derive.terms import fix, movable
+from weightspace.derive.terms import WILD, fix, leaves, movable
 from weightspace.derive.values import Value, parameter, unknown_value
 from weightspace.layout import Layout
+from weightspace.symmetry import SymmetryError
 
 # Which axis of a stored tensor an operation makes its output's from: tells which tensor a group is named after.
 PRODUCES = {
@@ -27,8 +28,14 @@ PRODUCES = {
 }  # fmt: skip
 
 
-def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """The module in eval mode as a graph without operations that change values in place, except of one value alone."""
+def export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], functional: bool = False
+) -> ExportedProgram:
+    """The module in eval mode as a graph.
+
+    Args:
+        functional: no operation changes a value in place; otherwise elementwise ones may, where no view sees it.
+    """
     modes = {part: part.training for part in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -36,8 +43,14 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         module.eval()
         with warnings.catch_warnings():  # what export says of itself is no concern of those who derive
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, args, dict(kwargs), strict=False)
-            if any(_changes(node) for node in program.graph.nodes):
+            try:
+                program = torch.export.export(module, args, dict(kwargs), strict=False)
+            except Exception as error:  # torch.export raises whatever the module and the tracer raise
+                raise SymmetryError(
+                    f"torch.export cannot trace {type(module).__name__}: {str(error).strip().splitlines()[:1]}; give "
+                    "inputs that it takes, and keyword arguments that make it give tensors (use_cache=False)"
+                ) from error
+            if functional or any(_writes_through_views(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -46,12 +59,25 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return program
 
 
-def _changes(node: Node) -> bool:
-    """Whether an operation changes a value in place; functions of that value alone leave its axes as they are."""
+def _changed(node: Node) -> Node | None:
+    """The value that an operation changes in place."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return None
+    return node.args[0] if node.args and isinstance(node.args[0], Node) else node
+
+
+def _writes_through_views(node: Node) -> bool:
+    """Whether other values may change along: an elementwise operation on what was just computed changes it alone."""
+    changed = _changed(node)
+    if changed is None:
         return False
-    alone = sum(isinstance(arg, Node) for arg in [*node.args, *node.kwargs.values()]) == 1
-    return not (alone and torch.Tag.pointwise in _functional(node.target).tags)
+    if torch.Tag.pointwise not in _functional(node.target).tags or not isinstance(  # type: ignore[arg-type]
+        changed.target, torch._ops.OpOverload
+    ):
+        return True
+    if _changed(changed) is not None:
+        return _writes_through_views(changed)
+    return any(returned.alias_info is not None for returned in changed.target._schema.returns)
 
 
 def _functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
@@ -59,6 +85,10 @@ def _functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
     name = target.overloadpacket.__name__
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
     return getattr(packet, target._overloadname, target)
+
+
+class InPlaceError(Exception):
+    """The graph has to be followed without operations that change values in place."""
 
 
 @dataclass
@@ -126,8 +156,11 @@ class Walk:
         rule = RULES.get(f"{name}.{node.target._overloadname}", RULES.get(name))
         if rule is None and torch.Tag.pointwise in _functional(node.target).tags:
             rule = elementwise
-        if node.target._schema.is_mutable and _changes(node):
-            rule = None
+        if node.target._schema.is_mutable:
+            if _writes_through_views(node):
+                rule = None
+            if any(leaf.kind == WILD and leaf.size > 1 for axis in args[0].axes for leaf in leaves(axis)):
+                raise InPlaceError  # entries that were equal may differ now
         out = None if rule is None else rule(shape, *args)
         return self._unknown(node, shape, args) if out is None else out
 
@@ -170,7 +203,13 @@ def _bind(target: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, Any]
 
 def walk(module: nn.Module, layout: Layout, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Walk:
     """Follow the axes of a module from its inputs, which stay, to its outputs, which stay."""
-    program = export(module, args, kwargs)
+    try:
+        return _walk(export(module, args, kwargs), layout)
+    except InPlaceError:
+        return _walk(export(module, args, kwargs, functional=True), layout)
+
+
+def _walk(program: ExportedProgram, layout: Layout) -> Walk:
     owners = dict(layout.aliases)
     seen = Walk()
     seen.stored = {name: parameter(shape, name) for name, shape in zip(layout.names, layout.shapes, strict=True)}
