@@ -1,7 +1,7 @@
 """Compile every Triton program that a launcher can choose, for GPUs that are not here.
 
-`python -m tests.compile_kernels`: one JSON line a program on standard output, in a process of its own: where TRITON_INTERPRET is set when triton is
-first imported, nothing can be compiled.
+`python -m tests.compile_kernels`: one JSON line a program on standard output. It needs a process of its own, as nothing
+can be compiled where TRITON_INTERPRET is set when triton is first imported.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def order_family(
         found, value = order_family(symmetry, pairs, names)
         inner |= found
         total = total + value.view(batch, units, units)
-    order = best_order(total) if root in names else np.tile(np.arange(units, dtype=np.int32), (batch, 1))
+    order = best_order(total)[0] if root in names else np.tile(np.arange(units, dtype=np.int32), (batch, 1))
     columns = torch.from_numpy(order).long().to(total.device)
     out = {root: order} if root in symmetry.moving else {}
     for name, p in inner.items():

@@ -46,7 +46,7 @@ def refine_straight_through(
     *,
     start: Permutations | None = None,
     epochs: int = 1,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> Refined:
     """Permute each model so that the loss half way between it and the reference is low, also where weights lie far off.

@@ -19,6 +19,7 @@ from catalog.fragments import software
 from catalog.frames import COLUMNS, SCALES, View, compact_frame, encode_rows, frame_files, write_rows, write_universe
 from catalog.store import Zoo, open_zoo
 from weightspace.balance import balance
+from weightspace.rebasin.activations import match_activations
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
@@ -27,6 +28,9 @@ from weightspace.symmetry import Symmetry, SymmetryError
 from zoo.alignment.certify import CERTIFICATE, certify
 from zoo.alignment.jobs import BYTES, Job, cost_of, plan_jobs, restricted
 from zoo.alignment.settings import Aligned, Cost, Settings
+from zoo.landscape.measure import plan_of
+
+SAMPLES = 256  # whose activations are held at once
 
 
 def align(
@@ -58,7 +62,7 @@ def align(
         on_cost: called before the work; raising in it stops. on_rows: called with numbers of rows done.
 
     Raises:
-        QueryError: no such rows. UnknownNameError: a method, run or layer. SpecMismatchError: the frame was made with
+        QueryError: no such rows. UnknownNameError: a run or a layer. SpecMismatchError: the frame was made with
         other settings. AlignError: weights that cannot be aligned, or a certificate that fails. StorageError: the disk.
     """
     settings = settings or Settings()
@@ -163,11 +167,16 @@ def _join(
     symmetry, weights = view.symmetry, zoo.read(part, dtype="float32")
     scales = _scales(symmetry, weights, settings)
     scaled = symmetry.scale(weights, scales) if scales else weights
+    free = restricted(symmetry, settings.layers)
     with _typed(zoo, job):
-        found = match_weights(
-            restricted(symmetry, settings.layers), scaled, view.universe, restarts=settings.restarts,
-            seed=settings.seed, sweeps=settings.sweeps, budget=budget, threads=threads,
-        )  # fmt: skip
+        if settings.method == "activations":
+            inputs = torch.from_numpy(plan_of(zoo).data.train_x[: settings.samples]).split(SAMPLES)
+            found = match_activations(free, job.architecture.build(), scaled, view.universe, inputs)
+        else:
+            found = match_weights(
+                free, scaled, view.universe, restarts=settings.restarts, seed=settings.seed, sweeps=settings.sweeps,
+                budget=budget, threads=threads,
+            )  # fmt: skip
     permutations = _complete(symmetry, found.permutations, len(weights))
     return _rows(zoo, settings, job, view, part, weights, replace(found, permutations=permutations, scales=scales))
 
