@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.lanes.vectors import once
 from kernels.learning import part
 from kernels.matching.tiles import add_products
 from kernels.mlp.tiles import ROWS, compiled
@@ -29,6 +30,7 @@ def copy_reference(
     norms: np.ndarray,
 ) -> None:  # fmt: skip
     """Panels of ROWS units of the reference, negative, as costs are minimised; `norms`: a group's largest, squared."""
+    once()
     for g in range(len(groups)):
         norms[g] = 0
         for p in range(0, groups[g, N], ROWS):
@@ -53,6 +55,7 @@ def copy_model(
     groups: np.ndarray, tables: np.ndarray, inner: np.ndarray, flat: np.ndarray, factor: float, room: np.ndarray
 ) -> None:
     """Rows of a model's units; prices become half their squared norms, negative: costs are then squared distances."""
+    once()
     for t in range(len(tables)):
         g, unit = tables[t, GROUP], tables[t, UNIT]
         n, stride = groups[g, N], groups[g, STRIDE]
@@ -79,6 +82,7 @@ def constant_costs(
     old: np.ndarray, packed: np.ndarray,
 ) -> None:  # fmt: skip
     """Costs of what no other group moves, infinite beyond the last unit, and a copy of them."""
+    once()
     n, stride, cost = groups[g, N], groups[g, STRIDE], groups[g, COST]
     for i in range(-(-n // ROWS) * ROWS):
         row = part(room, cost + i * stride, stride)
@@ -105,6 +109,7 @@ def renew_costs(
         permutation: of all groups. used: of the other groups, as the costs were computed. since: updates so far, -1
             where `used` holds nothing yet and costs are the constant ones.
     """
+    once()
     n, stride, cost = groups[g, N], groups[g, STRIDE], groups[g, COST]
     changed, rows = 0, 0
     for t in range(groups[g, FIRST], groups[g, LAST]):
@@ -143,6 +148,7 @@ def gain(
     room: np.ndarray,
 ) -> float:  # fmt: skip
     """What the objective gains by `columns`: from the costs, and in float64 where that may be their rounding."""
+    once()
     n, stride, cost = groups[g, N], groups[g, STRIDE], groups[g, COST]
     mine = part(permutation, groups[g, UNITS], n)
     total, moved = 0.0, 0
@@ -182,6 +188,7 @@ def objective(
     permutation: np.ndarray,
 ) -> float:  # fmt: skip
     """Inner product of the reference and the permuted model, in float64."""
+    once()
     total = 0.0
     for number in range(len(blocks)):
         block = blocks[number]
