@@ -193,15 +193,17 @@ def _solve(
     cost: Tensor, factor: Tensor, v: Tensor, allowed: Tensor, stages: list[tuple[Stage, int]], threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Columns, prices and gaps: of each problem the first that is certified, else those with the smallest gap."""
-    columns = torch.zeros(v.shape, dtype=torch.int32, device=v.device)
-    gap = torch.full_like(allowed, torch.inf)
-    for solver, rounds in stages:
-        left = (gap > allowed).nonzero()[:, 0]
-        if not len(left):
+    (solver, rounds), *others = stages
+    columns, v = solver(cost, factor, v, threads)
+    v, gap = _prove(cost, factor, columns, v, allowed, rounds, threads)
+    for solver, rounds in others:
+        open_ = gap > allowed
+        if not bool(open_.any()):
             break
-        part = cost if len(left) == len(cost) else cost[left]
-        found, start = solver(part, factor[left], v[left], threads)
-        proven, gaps = _prove(part, factor[left], found, start, allowed[left], rounds, threads)
+        left = open_.nonzero()[:, 0]
+        part, by = cost[left], factor[left]
+        found, start = solver(part, by, v[left], threads)
+        proven, gaps = _prove(part, by, found, start, allowed[left], rounds, threads)
         better = gaps < gap[left]
         left = left[better]
         columns[left], v[left], gap[left] = found[better], proven[better], gaps[better]
