@@ -33,10 +33,13 @@ demo: core
 	    --columns run,width,batch_size,seed,test_accuracy --sort test_accuracy --descending --limit 10
 	$(BIN)/weightscape measure demo.zoo
 	$(BIN)/weightscape phases demo.zoo --rule median
+	$(BIN)/weightscape align demo.zoo
 	$(BIN)/weightscape verify demo.zoo
 
-# The run without torch comes first, so that the last line is the closing line of the whole suite.
+# The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles
+# what is not in numba's cache, once, where each process of pytest would do it for itself.
 test: lint test-no-torch
+	$(BIN)/python -m tests.warm
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 lint: dev

@@ -371,7 +371,7 @@ def decode_frame(record: Record, name: str, data: bytes, where: str) -> View:
         if match["kind"] == "universe":
             symmetry = Symmetry.from_json(layout, content["symmetry"])
             rows = read_table(data, 1)
-            universe = np.frombuffer(rows["universe"][0], "<f4")
+            universe = np.frombuffer(rows["universe"][0], "<f4").copy()
             if universe.shape != (layout.size,) or not np.isfinite(universe).all():
                 raise ValueError(f"its universe must be {layout.size} finite numbers")
             view = View(match["variant"], symmetry, universe, settings, content["scales"], software=software)

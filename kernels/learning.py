@@ -60,6 +60,13 @@ def aligned(size: int, dtype: Any, fill: float = 0.0) -> np.ndarray:
     return room[skipped : skipped + size]
 
 
+def _read_only(labels: np.ndarray) -> np.ndarray:
+    """As a view that cannot be written, whatever came: numba compiles once more for arrays that can."""
+    view = np.ascontiguousarray(labels, np.int64).view()
+    view.flags.writeable = False
+    return view
+
+
 @dataclass(frozen=True)
 class Learner:
     """One network in training. Its arrays are changed in place.
@@ -134,7 +141,7 @@ class Learner:
         return cls(
             OPTIMIZERS[optimizer], LOSSES[loss], weights, aligned(len(weights), dtype), second, np.zeros(2), hyper,
             math.ceil(dropout * 2**32), np.uint64(key), np.ascontiguousarray(inputs),
-            np.ascontiguousarray(labels, np.int64), np.empty(samples, np.int64), np.empty(samples, np.int64), site,
+            _read_only(labels), np.empty(samples, np.int64), np.empty(samples, np.int64), site,
         )  # fmt: skip
 
     def rates(self, start: int, stop: int, rates: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Compiled programs without a cache, on a full disk, and what the first call says."""
 
+import importlib
 import io
 import logging
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from kernels.mlp import training
-from kernels.programs import Program
+from kernels.programs import HERE, Program
+from tests import warm
 from zoo.progress import BuildProgress
 
 
@@ -73,3 +75,17 @@ def test_a_full_disk_does_not_stop_it() -> None:
     program.dispatcher = full_at_first
     assert program(3) == 3
     assert calls == [3, 3]
+
+
+def test_all_programs_are_compiled_before_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test` does it once on all cores; what `tests.warm` leaves out, every process of pytest would compile."""
+    files = [path.relative_to(HERE.parent) for path in HERE.rglob("*.py") if " = Program(" in path.read_text()]
+    modules = [importlib.import_module(".".join(path.with_suffix("").parts)) for path in files]
+    programs = {id(found): found for module in modules for found in vars(module).values() if type(found) is Program}
+    assert len(programs) >= len(files) > 5
+    for program in programs.values():
+        monkeypatch.setattr(program, "dispatcher", None)
+    for job in warm.JOBS:
+        if job.func is not warm.registers:
+            job()
+    assert [program.make.__qualname__ for program in programs.values() if program.dispatcher is None] == []

@@ -5,15 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from benchmarks.families import FAMILIES, mlp
+from benchmarks.planted import plain_port
+from kernels.population import forward
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import Alignment, AlignmentError
+from weightspace.rebasin.estimate import estimate
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
 from weightspace.rebasin.starts import has_stream
-from weightspace.symmetry import Symmetry, plain
+from weightspace.rebasin.straight_through import refine_straight_through
+from weightspace.symmetry import Permutations, Symmetry, plain
 
 MLP = mlp(8)
 
@@ -72,39 +75,6 @@ def shapes(symmetry: Symmetry) -> dict[str, tuple[int, ...]]:
     return dict(zip(symmetry.layout.names, symmetry.layout.shapes, strict=True))
 
 
-def plain_port(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, seed: int) -> float:
-    """Git Re-Basin's weight matching of an MLP as it is published, in float64; the objective it comes to."""
-    layout = symmetry.layout
-    ours, theirs = (layout.unflatten(v.astype(np.float64)) for v in (a, b))
-    order = {name: np.arange(group.size) for name, group in symmetry.groups.items()}
-    generator = np.random.default_rng(seed)
-
-    def permuted(name: str, without: int | None = None) -> np.ndarray:
-        tensor = theirs[name]
-        for axis, group in enumerate(symmetry.axes[name]):
-            if group is not None and axis != without:
-                tensor = np.take(tensor, order[group], axis)
-        return tensor
-
-    for _ in range(100):
-        progress = False
-        for number in generator.permutation(len(order)):
-            group = list(order)[number]
-            worth = np.zeros((symmetry.groups[group].size,) * 2)
-            for name, axes in symmetry.axes.items():
-                if group in axes:
-                    axis, n = axes.index(group), len(worth)
-                    x, y = ours[name], permuted(name, without=axis)
-                    worth += np.moveaxis(x, axis, 0).reshape(n, -1) @ np.moveaxis(y, axis, 0).reshape(n, -1).T
-            _, columns = linear_sum_assignment(worth, maximize=True)
-            rows = np.arange(len(worth))
-            progress |= worth[rows, columns].sum() > worth[rows, order[group]].sum() + 1e-12
-            order[group] = columns
-        if not progress:
-            break
-    return sum(float((ours[name] * permuted(name)).sum()) for name in symmetry.axes)
-
-
 @pytest.mark.parametrize("impl", ["compiled", "reference"])
 def test_objective_is_never_below_that_of_a_plain_port(impl: str) -> None:
     symmetry = mlp(12, depth=3).symmetry
@@ -112,7 +82,8 @@ def test_objective_is_never_below_that_of_a_plain_port(impl: str) -> None:
     b = a + 0.7 * b  # as near as trained networks are, where descents do not end anywhere
     b = symmetry.permute(b, symmetry.random(len(b)))
     found = match_weights(symmetry, b, a, impl=impl, seed=3)
-    theirs = np.array([plain_port(symmetry, x, y, seed=3) for x, y in zip(a, b, strict=True)])
+    orders = [plain_port(symmetry, x, y, seed=3) for x, y in zip(a, b, strict=True)]
+    theirs = objective(symmetry, symmetry.permute(b, {n: np.stack([p[n] for p in orders]) for n in symmetry.moving}), a)
     assert (found.after >= theirs * (1 - 1e-9)).all()  # sums of 1e3 products in another order
     assert (found.after > found.before).all()
 
@@ -286,3 +257,48 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 def test_residual_streams_are_told_from_chains() -> None:
     found = {name: has_stream(s, list(s.moving)) for name, f in FAMILIES.items() for s in [f(8).symmetry]}
     assert found == {"mlp": False, "cnn": False, "resnet": True, "vit": True}
+
+
+def test_cost_is_told_before() -> None:
+    few, many = (estimate(MLP.symmetry, models, impl="reference") for models in (10, 1_000_000))
+    assert 0 < few.seconds < many.seconds
+    assert few.bytes < many.bytes <= 2**28 + 682 * 4  # what is worked on at once, not the population
+    a, b = pairs(MLP.symmetry, 3)
+    assert estimate(MLP.symmetry, 10**9, weights=b, reference=a[0], budget=5.0).seconds == 5.0
+    with pytest.raises(AlignmentError, match="no moving groups"):
+        estimate(MLP.symmetry, 5, groups=["nothing"])
+
+
+def cross_entropy(weights: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """(models,) of MLP, on inputs and labels."""
+    logits = forward(MLP.module, MLP.symmetry.layout.unflatten(weights), batch[0], shared=True)
+    return torch.stack([torch.nn.functional.cross_entropy(one, batch[1]) for one in logits])
+
+
+def test_straight_through_lowers_the_loss_half_way() -> None:
+    symmetry = MLP.symmetry
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 64, generator=generator), torch.randint(0, 10, (64,), generator=generator)
+    batches = [(x[:32], y[:32]), (x[32:], y[32:])]
+    weights = MLP.random_weights(6, seed=7)
+    start = symmetry.random(5, seed=1)
+    found = refine_straight_through(
+        symmetry, weights[1:], weights[0], batches, cross_entropy, start=start, epochs=4, learning_rate=0.03
+    )
+
+    def middle(permutations: Permutations) -> np.ndarray:
+        halves = (symmetry.permute(weights[1:], permutations) + weights[0]) / 2
+        return torch.stack([cross_entropy(halves, batch) for batch in batches]).double().mean(0).numpy()
+
+    np.testing.assert_allclose(found.before, middle(start), rtol=1e-6)  # float32
+    np.testing.assert_allclose(found.after, middle(found.alignment.permutations), rtol=1e-6)
+    assert (found.after <= found.before).all()
+    assert found.after.mean() < found.before.mean() - 0.01
+    one = refine_straight_through(symmetry, weights[1:], weights[0], batches, cross_entropy, epochs=0)
+    matched = match_weights(symmetry, weights[1:], weights[0])
+    for name in symmetry.moving:
+        np.testing.assert_array_equal(one.alignment.permutations[name], matched.permutations[name])
+    with pytest.raises(AlignmentError, match="one number for each of 5 models"):
+        refine_straight_through(symmetry, weights[1:], weights[0], batches, lambda w, b: cross_entropy(w, b).mean())
+    with pytest.raises(AlignmentError, match="needs batches"):
+        refine_straight_through(symmetry, weights[1:], weights[0], [], cross_entropy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zoo.alignment.settings import Aligned
 from zoo.results import COLUMNS, cells
 from zoo.sizes import size
 
@@ -51,6 +53,19 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
             print(f"    settings: {', '.join(settings)}")
     if not rows:
         print("nothing is measured yet; `weightscape measure ZOO` does")
+
+
+def print_aligned(found: Sequence[Aligned]) -> None:
+    """A line a variant."""
+    for one in found:
+        if one.reason:
+            print(f"{one.variant}: left out, {one.reason}")
+            continue
+        before = f", {one.before} were there" if one.before else ""
+        left = f", {one.left} left for want of time" if one.left else ""
+        gain = "" if one.similarity is None else f"; similarity {one.similarity[0]:.2f} -> {one.similarity[1]:.2f}"
+        proof = f", outputs equal to {one.certificate:.0e}" if one.rows else ""
+        print(f"{one.variant}: {one.rows} rows aligned by {one.groups} permutations{before}{left}{gain}{proof}")
 
 
 def _table_of(rows: list[dict[str, str]]) -> None:
@@ -115,6 +130,9 @@ def print_summary(found: dict[str, Any]) -> None:
     if found["metrics"]:
         measured = ", ".join(f"{name} ({one['rows']} rows)" for name, one in found["metrics"].items())
         console.print(Text(f"measured: {measured}"), soft_wrap=True)
+    if found["frames"]:
+        frames = ", ".join(f"{name} ({one['runs']} runs)" for name, one in found["frames"].items())
+        console.print(Text(f"aligned: {frames}"), soft_wrap=True)
     axes = found["spec"].get("axes") or {}
     for name, values in axes.items():
         console.print(Text(f"{name}: {values}"), soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from zoo.alignment.settings import Cost as AlignCost
 from zoo.build import Estimate, Event, work
 from zoo.landscape.measure import Cost
 from zoo.local import Task as Shard
@@ -94,27 +95,57 @@ def measuring(
     console: Console, quiet: bool = False
 ) -> Iterator[tuple[Callable[[Cost], None], Callable[[str, int], None]]]:
     """The cost in a sentence, then a bar over all rows, while the block runs: `on_cost` and `on_rows` of `measure`."""
+    with _rows("measuring", console, quiet) as (say, advance):
+
+        def on_cost(cost: Cost) -> None:
+            say(describe_cost(cost), sum(cost.rows.values()))
+
+        yield on_cost, lambda metric, rows: advance(rows, metric)
+
+
+@contextmanager
+def aligning(
+    console: Console, quiet: bool = False
+) -> Iterator[tuple[Callable[[AlignCost], None], Callable[[int], None]]]:
+    """The same for `zoo.align.align`."""
+    with _rows("aligning", console, quiet) as (say, advance):
+        yield lambda cost: say(describe_align(cost), cost.rows), lambda rows: advance(rows, "aligning")
+
+
+@contextmanager
+def _rows(
+    what: str, console: Console, quiet: bool
+) -> Iterator[tuple[Callable[[str, int], None], Callable[[int, str], None]]]:
+    """A bar over rows: what to say before with their number, and how to advance it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rows"))
     bar = Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
         disable=quiet or not console.is_terminal,
     )  # fmt: skip
     compiling = _Compiling(console, quiet)
-    task = bar.add_task("measuring", total=None)
+    task = bar.add_task(what, total=None)
 
-    def on_cost(cost: Cost) -> None:
+    def say(sentence: str, rows: int) -> None:
         if not quiet:
-            console.print(describe_cost(cost), highlight=False, soft_wrap=True)
-        bar.update(task, total=sum(cost.rows.values()))
+            console.print(sentence, highlight=False, soft_wrap=True)
+        bar.update(task, total=rows)
 
     PROGRAMS.addHandler(compiling)
     PROGRAMS.setLevel(logging.INFO)
     try:
         with bar:
-            yield on_cost, lambda metric, rows: bar.update(task, advance=rows, description=metric)
+            yield say, lambda rows, description: bar.update(task, advance=rows, description=description)
     finally:
         PROGRAMS.removeHandler(compiling)
         PROGRAMS.setLevel(logging.NOTSET)
+
+
+def describe_align(cost: AlignCost) -> str:
+    """What aligning will cost, in a sentence."""
+    before = f" ({cost.done} are aligned already)" if cost.done else ""
+    if not cost.rows:
+        return f"nothing to align{before}"
+    return f"{cost.rows} rows to align{before}: about {seconds(cost.seconds)}, {size(cost.bytes)} of memory"
 
 
 def describe_cost(cost: Cost) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.assignment.paths import rooms
+from kernels.assignment.paths import likely_prices, rooms
 from kernels.assignment.paths import solve as shortest_paths
-from kernels.learning import aligned
+from kernels.learning import aligned, part
 from kernels.mlp.tiles import OPTIONS, padded
 from kernels.programs import Program, sources
 from kernels.threads import in_parts
@@ -22,25 +22,27 @@ def _assign(digest: str) -> Any:
     """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
     def assign(
-        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, stride: int,
+        costs: np.ndarray, factors: np.ndarray, columns: np.ndarray, prices: np.ndarray, warm: np.ndarray, stride: int,
         cost: np.ndarray, v: np.ndarray, distances: np.ndarray, before: np.ndarray, rows: np.ndarray,
         waiting: np.ndarray, order: np.ndarray, kept: np.ndarray, reached: np.ndarray,
     ) -> int:  # fmt: skip
-        """Scans of all problems. `prices` (batch, n) are replaced; `cost` (n * stride,) begins as infinity."""
+        """Scans of all problems. `prices` (batch, n), of use where `warm`, are replaced; `cost` begins as infinity."""
         digest  # noqa: B018  # makes it a part of the function
         n, scans = costs.shape[1], 0
         for problem in range(len(costs)):
-            factor = factors[problem]
+            factor, mine = factors[problem], prices[problem]
             for i in range(n):
+                row, given = part(cost, i * stride, n), costs[problem, i]
                 for j in range(n):
-                    cost[i * stride + j] = costs[problem, i, j] * factor
-            for j in range(n):
-                v[j] = prices[problem, j] * factor
+                    row[j] = given[j] * factor
+            if warm[problem]:
+                v[:n] = mine
+            else:
+                likely_prices(cost, 0, stride, n, v, distances)
             scans += shortest_paths(
                 cost, 0, stride, n, v, columns[problem], distances, before, rows, waiting, order, kept, reached
             )
-            for j in range(n):
-                prices[problem, j] = v[j] / factor
+            mine[:] = v[:n]
         return scans
 
     return assign
@@ -49,16 +51,27 @@ def _assign(digest: str) -> Any:
 ASSIGN = Program(_assign, SOURCES, OPTIONS)
 
 
-def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Columns (batch, n) int32 of the least total costs, and prices (batch, n) of the columns, in the costs' type.
+def solve(
+    cost: np.ndarray,
+    v0: np.ndarray | None = None,
+    threads: int = 1,
+    *,
+    dtype: Any = None,
+    factors: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (batch, n) int32 of the least total costs, and prices (batch, n) of the columns.
 
-    Arithmetic is in the type of the costs: in float32 a total may end a rounding error above the least, see
-    `kernels.assignment.assign.certificate`. No bit of a problem depends on its companions or on `threads`.
+    In float32 a total may end a rounding error above the least, and prices prove nothing beyond that, see
+    `kernels.assignment.assign`. No bit of a problem depends on its companions or on `threads`.
 
     Args:
         cost: (batch, n, n) float32 or float64; with costs that are not finite, columns are still a permutation, any.
-        v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used.
+        v0: (batch, n), prices to begin from; any numbers will do. Those far beyond the costs are not used,
+            nor are zeros.
         threads: parts of the batch that are worked on at once.
+        dtype: of the arithmetic and the prices, None for that of the costs.
+        factors: (batch,), of that type. The problems are then those of the costs times these, and so are all prices.
+            Negative ones maximise; powers of two that bring costs near 1 keep sums from overflowing.
 
     Raises:
         ValueError: costs that are not square or of another type, prices of another shape.
@@ -68,24 +81,32 @@ def solve(cost: np.ndarray, v0: np.ndarray | None = None, threads: int = 1) -> t
     batch, n = cost.shape[:2]
     if v0 is not None and v0.shape != (batch, n):
         raise ValueError(f"prices must be {(batch, n)}, got {v0.shape}")
-    columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), cost.dtype)
+    dtype = cost.dtype if dtype is None else np.dtype(dtype)
+    columns, prices = np.zeros((batch, n), np.int32), np.zeros((batch, n), dtype)
     if not cost.size:
         return columns, prices
-    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2)))
+    cost = np.require(cost, requirements=("C", "W"))  # numba would compile once more for other arrays
+    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2))).astype(dtype)
+    own = powers_of_two(largest) if factors is None else np.ones_like(largest)
+    factors = own if factors is None else factors
+    warm = np.zeros(batch, np.bool_)
     if v0 is not None:
-        near = np.abs(v0).max(1) / FARTHEST <= largest  # False for NaN
-        prices[near] = v0[near]
-    factors = powers_of_two(largest)
+        with np.errstate(all="ignore"):  # any numbers will do
+            start = v0 * own[:, None].astype(np.float64)
+            size, farthest = np.abs(start).max(1), FARTHEST * (largest * np.abs(factors)).astype(np.float64)
+        warm = (size > 0) & (size <= farthest)  # not where one is NaN; zeros are what others begin from
+        prices[warm] = start[warm]
 
-    def work(part: slice) -> None:
-        stride = padded(n, cost.dtype)
+    def work(some: slice) -> None:
+        stride = padded(n, dtype)
         ASSIGN(
-            cost[part], factors[part], columns[part], prices[part], stride,
-            aligned(n * stride, cost.dtype, np.inf), aligned(stride, cost.dtype), *rooms(n, cost.dtype),
+            cost[some], factors[some], columns[some], prices[some], warm[some], stride,
+            aligned(n * stride, dtype, np.inf), aligned(stride, dtype), *rooms(n, dtype),
         )  # fmt: skip
 
     in_parts(work, batch, threads)
-    return columns, prices
+    with np.errstate(over="ignore"):  # prices may be larger than any cost
+        return columns, prices / own[:, None]
 
 
 def powers_of_two(largest: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ begin the next; what is not strictly better in float64 is not taken.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,23 @@ from typing import Any
 import numpy as np
 
 from kernels.assignment.compiled import powers_of_two
+from kernels.assignment.paths import likely_prices
 from kernels.assignment.paths import solve as shortest_paths
 from kernels.learning import part
 from kernels.matching.plan import Plan
 from kernels.matching.problem import Problem
 from kernels.matching.steps import (
-    COST, N, PRICES, STRIDE, UNITS, constant_costs, copy_model, copy_reference, gain, objective, renew_costs,
+    COST,
+    PRICES,
+    STRIDE,
+    UNITS,
+    N,
+    constant_costs,
+    copy_model,
+    copy_reference,
+    gain,
+    objective,
+    renew_costs,
 )  # fmt: skip
 from kernels.mlp.tiles import OPTIONS
 from kernels.programs import Program, sources
@@ -84,7 +96,7 @@ def _match(digest: str) -> Any:
             scale = np.float64(reference_factors[which]) * np.float64(factors[model])
             best *= scale
             copy_model(groups, tables, inner, flat, factors[model], room)
-            since[:] = -2
+            since[:] = -1
             for sweep in range(len(orders)):
                 gained, stopped = 0.0, False
                 for g in orders[sweep]:
@@ -93,14 +105,16 @@ def _match(digest: str) -> Any:
                         break
                     n = groups[g, N]
                     prices = part(room, groups[g, PRICES], groups[g, STRIDE])
-                    if since[g] == -2:
+                    fresh = since[g] < 0
+                    if fresh:
                         constant_costs(groups, tables, g, room, at, new, old, packed)
                         norms[len(groups) + g] = norms[g] - 2 * prices[:n].min()
-                        since[g] = -1
                     updates = renew_costs(groups, tables, g, mine, used, since[g], room, at, new, old, packed)
                     if updates < 0:
                         continue
                     since[g] = updates
+                    if fresh:
+                        likely_prices(room, groups[g, COST], groups[g, STRIDE], n, prices, distances)
                     shortest_paths(
                         room, groups[g, COST], groups[g, STRIDE], n, prices, columns, distances, previous, rows,
                         waiting, order, kept, reached,
@@ -158,10 +172,7 @@ def match(
     plan = Plan.of(problem, None if movable is None else tuple(map(bool, movable)))
     models = len(weights)
     permutations = plan.identity(models) if start is None else np.concatenate(start, 1, dtype=np.int32)
-    generator = np.random.default_rng(seed)
-    count = len(plan.movable)
-    orders = np.array([generator.permutation(count) for _ in range(sweeps)], np.int64).reshape(sweeps, count)
-    orders = plan.movable[orders]
+    orders = plan.movable[_orders(seed, sweeps, len(plan.movable))]
     found = Matched(
         np.split(permutations, plan.ends, 1), np.zeros(models), np.zeros(models), np.zeros(models, np.int64),
         np.zeros(models, np.bool_), np.zeros(models, np.int64),
@@ -192,6 +203,13 @@ def match(
     return found
 
 
+@functools.lru_cache(maxsize=16)
+def _orders(seed: int, sweeps: int, count: int) -> np.ndarray:
+    """(sweeps, count) int64: an order for each sweep."""
+    generator = np.random.default_rng(seed)
+    return np.array([generator.permutation(count) for _ in range(sweeps)], np.int64).reshape(sweeps, count)
+
+
 def _usable(vectors: np.ndarray) -> np.ndarray:
     """The same in one piece, and writable: numba would compile once more for arrays that are not."""
     return np.require(vectors, requirements=("C", "W"))
@@ -206,7 +224,9 @@ def _factors(vectors: np.ndarray) -> np.ndarray:
 
 def _on_threads(work: Any, threads: int, stop: np.ndarray, deadline: float | None) -> None:
     """Runs `work` as often as there are threads, and sets `stop` when time is up."""
-    timer = None if deadline is None else threading.Timer(deadline, lambda: stop.fill(1))
+    if deadline is not None and deadline <= 0:
+        stop.fill(1)
+    timer = None if deadline is None or stop[0] else threading.Timer(deadline, lambda: stop.fill(1))
     if timer:
         timer.daemon = True
         timer.start()

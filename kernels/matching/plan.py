@@ -11,9 +11,23 @@ from kernels.assignment.paths import rooms as assignment_rooms
 from kernels.learning import aligned
 from kernels.matching.problem import Problem
 from kernels.matching.steps import (
-    COST, CONSTANT, FIRST, GROUP, INNER, INNER0, LAST, MODEL, N, OFFSET, OTHER, OTHERS, PANELS, PRICES, ROW, STRIDE,
-    UNIT, UNITS, USED,
+    CONSTANT,
+    COST,
+    FIRST,
+    GROUP,
+    INNER,
+    LAST,
+    MODEL,
+    OTHERS,
+    PANELS,
+    PRICES,
+    ROW,
+    STRIDE,
+    UNITS,
+    USED,
+    N,
 )  # fmt: skip
+from kernels.matching.tiles import TERMS
 from kernels.mlp.tiles import ROWS, lanes, padded
 
 LINE = 16  # numbers: what begins at a multiple of it begins at a register
@@ -103,7 +117,7 @@ class Plan:
         widest = int(self.groups[:, N].max())
         return (
             np.zeros(1, np.int64), aligned(self.numbers, np.float32),
-            aligned(self.terms * 2 * lanes(np.float32), np.float32), np.empty((3, self.terms), np.int64),
+            aligned(TERMS * 2 * lanes(np.float32), np.float32), np.empty((3, self.terms), np.int64),
             np.empty(max(self.used, 1), np.int64), np.empty(len(self.groups), np.int64),
             np.empty(2 * len(self.groups)), np.empty(widest, np.int32), *assignment_rooms(widest, np.float32),
         )  # fmt: skip

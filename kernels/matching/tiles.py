@@ -12,6 +12,8 @@ from numba import types
 from kernels.lanes.vectors import INDEX, Vectors, instructions, lanes_of, once, pointers, times
 from kernels.mlp.tiles import ROWS, compiled
 
+TERMS = 192  # of a sum at once: what is packed of them stays in the first cache
+
 
 def _tile(count: int) -> Callable[..., None]:
     """An intrinsic: y[r, :] += sum over t < terms of x[x0 + at[t] * ROWS + r] * w[w0 + t, :], for ROWS rows r.
@@ -93,18 +95,20 @@ def add_products(
     Args:
         room: flat; costs begin at c0, with rows of `stride`; the reference's at `panels`, ROWS units of all its
             `all_terms` terms after one another. new, old: where rows of the model begin.
-        packed: (terms, two registers), to work in.
+        packed: (TERMS, two registers), to work in.
     """
     once()
     lane = lanes_of(room)
-    for c in range(0, n, 2 * lane):
-        if c + lane < n:
-            for t in range(terms):
-                _wide_difference(room, new[t] + c, old[t] + c, packed, t * 2 * lane)
-            for i in range(0, n, ROWS):
-                _wide(room, panels + i * all_terms, at, packed, 0, room, c0 + i * stride + c, stride, terms)
-        else:
-            for t in range(terms):
-                _narrow_difference(room, new[t] + c, old[t] + c, packed, t * lane)
-            for i in range(0, n, ROWS):
-                _narrow(room, panels + i * all_terms, at, packed, 0, room, c0 + i * stride + c, stride, terms)
+    for t0 in range(0, terms, TERMS):
+        some, here = min(TERMS, terms - t0), at[t0:]
+        for c in range(0, n, 2 * lane):
+            if c + lane < n:
+                for t in range(some):
+                    _wide_difference(room, new[t0 + t] + c, old[t0 + t] + c, packed, t * 2 * lane)
+                for i in range(0, n, ROWS):
+                    _wide(room, panels + i * all_terms, here, packed, 0, room, c0 + i * stride + c, stride, some)
+            else:
+                for t in range(some):
+                    _narrow_difference(room, new[t0 + t] + c, old[t0 + t] + c, packed, t * lane)
+                for i in range(0, n, ROWS):
+                    _narrow(room, panels + i * all_terms, here, packed, 0, room, c0 + i * stride + c, stride, some)

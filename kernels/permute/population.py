@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.dispatch import checked_name, has, on_gpu
 from kernels.permute.gather import WORTH, Gather, checked
-
-IMPLEMENTATIONS = ("reference", "compiled", "triton")
 
 
 def permute_population(weights: Tensor, gathers: Sequence[Gather], *, impl: str | None = None) -> Tensor:
@@ -30,8 +28,7 @@ def permute_population(weights: Tensor, gathers: Sequence[Gather], *, impl: str 
     Raises:
         ValueError: gathers that do not fit the weights. IndexError: an index outside its axis.
     """
-    if impl not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)} or None, got {impl!r}")
+    checked_name(impl, weights)
     ordered = checked(tuple(weights.shape), gathers)
     move = _implementation(weights, impl)
     if move is None:
@@ -88,12 +85,12 @@ def _implementation(weights: Tensor, impl: str | None) -> Callable[[Tensor, Sequ
     """What moves these weights; None for the reference."""
     if impl == "reference" or torch.compiler.is_compiling() or not _has_memory(weights):
         return None
-    if impl == "triton" or (impl is None and weights.is_cuda and find_spec("triton") is not None):
+    if impl == "triton" or (impl is None and on_gpu(weights)):
         from kernels.permute.triton_gather import gather_triton
 
         return gather_triton
     worth = weights.numel() * weights.element_size() >= WORTH and weights.element_size() <= 8
-    if impl == "compiled" or (weights.device.type == "cpu" and worth and find_spec("numba") is not None):
+    if impl == "compiled" or (weights.device.type == "cpu" and worth and has("numba")):
         return _compiled
     return None
 
@@ -109,8 +106,6 @@ def _has_memory(weights: Tensor) -> bool:
 def _compiled(weights: Tensor, gathers: Sequence[Gather]) -> Tensor:
     from kernels.permute.compiled import WIDTHS, gather_compiled
 
-    if weights.device.type != "cpu":
-        raise ValueError(f"impl='compiled' moves weights on a CPU, these are on {weights.device}")
     if weights.element_size() not in WIDTHS:
         raise ValueError(f"weights must be numbers of 1, 2, 4 or 8 bytes, got {weights.dtype}")
     same = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weights.element_size()]

@@ -154,7 +154,7 @@ def take(axes: list[Axis], dim: int, start: int, stop: int) -> list[Axis]:
     unit = total // first.size
     on_others = {atom for other in others for atom in depends(other)}
     if not on_others & {first, *leaves([first])} and all(leaf.fixed or leaf.kind == WILD for leaf in leaves(axis)):
-        kind = WILD if all(leaf.kind == WILD for leaf in leaves(axis)) else LEAF
+        kind = WILD if all(atom.kind == WILD for atom in axis) else LEAF
         return [*axes[:dim], [Atom(stop - start, kind, fixed=kind == LEAF)], *axes[dim + 1 :]]
     if start % unit or stop % unit or start >= stop:
         return _take_fixed(axes, dim, stop - start)
@@ -184,11 +184,10 @@ def take(axes: list[Axis], dim: int, start: int, stop: int) -> list[Axis]:
 
 
 def _borders(start: int, stop: int, size: int) -> list[int]:
-    """Sizes of the parts of an axis from which some entries are taken; single ones are all cut out at once."""
-    if stop - start == 1 and size <= 16:
-        return [1] * size
-    if size % (stop - start) == 0 and start % (stop - start) == 0 and size // (stop - start) <= 16:
-        return [stop - start] * (size // (stop - start))
+    """Sizes of the parts of an axis from which some entries are taken: equal ones where that fits, as chunks are."""
+    count, odd = divmod(size, stop - start)
+    if stop - start > 1 and not odd and start % (stop - start) == 0 and count <= 16:
+        return [stop - start] * count
     return [n for n in (start, stop - start, size - stop) if n]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.assignment import assign as assignment
+from kernels.assignment.assign import assign
 from weightspace.rebasin.objective import products
 from weightspace.symmetry import Block, Symmetry
 
@@ -78,10 +78,18 @@ def similarity(where: tuple[Place, ...], reference: Tensor, moved: Tensor) -> Te
     return total
 
 
-def best_order(worth: Tensor) -> np.ndarray:
-    """(..., size) int32: which column is best for each row, in total, for each matrix of (..., size, size)."""
-    flat = worth.reshape(-1, *worth.shape[-2:])
-    if flat.shape[-1] == 1:
-        return np.zeros(worth.shape[:-1], np.int32)
-    columns = assignment.reference(-flat)
-    return columns.cpu().numpy().astype(np.int32).reshape(worth.shape[:-1])
+def best_order(worth: Tensor, prices: Tensor | None = None) -> tuple[np.ndarray, Tensor]:
+    """Which column is best for each row, in total: (..., size) int32 for each matrix of (..., size, size).
+
+    Args:
+        prices: (..., size), those of a similar problem: the last of the same units.
+
+    Returns:
+        The order and the prices of the columns, (..., size) float64.
+    """
+    shape, size = worth.shape[:-1], worth.shape[-1]
+    if size == 1:
+        return np.zeros(shape, np.int32), torch.zeros(shape, dtype=torch.float64, device=worth.device)
+    v0 = None if prices is None else prices.reshape(-1, size)
+    found = assign(worth.reshape(-1, size, size), v0, maximize=True)
+    return found.columns.cpu().numpy().reshape(shape), found.v.reshape(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -80,12 +80,19 @@ def descend(
 
 @dataclass
 class State:
-    """A population on its way."""
+    """A population on its way.
+
+    Args:
+        moved: weights as `permutations` moved them.
+        prices: group -> (models, ...), of its units in their present order in the last assignment: where the next
+            begins. Any numbers do.
+    """
 
     symmetry: Symmetry
     reference: Tensor
     moved: Tensor
     permutations: dict[str, np.ndarray]
+    prices: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def at(cls, symmetry: Symmetry, weights: Tensor, reference: Tensor, start: Permutations | None) -> State:
@@ -98,7 +105,7 @@ class State:
         """Take one step of some models; those that it made better, and by how much."""
         if not len(rows):
             return rows, np.zeros(0)
-        then = self.order(step, step.places, *self._of(rows))
+        then = self.order(step, step.places, rows)
         changed = np.zeros(len(rows), bool)
         for p in then.values():
             changed |= (p != np.arange(p.shape[-1])).reshape(len(rows), -1).any(1)
@@ -112,11 +119,19 @@ class State:
         self.accept(rows[better], trial[torch.from_numpy(better)], pick(then, better))
         return rows[better], gain[better]
 
-    def order(self, step: Step, where: tuple[Place, ...], reference: Tensor, moved: Tensor) -> dict[str, np.ndarray]:
+    def order(self, step: Step, where: tuple[Place, ...], rows: np.ndarray) -> dict[str, np.ndarray]:
         """The best order of a step's groups, relative to the present one, by the weights at some of its places."""
+        reference, moved = self._of(rows)
         if step.children:
             return joint_order(self.symmetry, where, step.children, reference, moved)
-        return {step.group: best_order(similarity(where, reference, moved))}
+        worth = similarity(where, reference, moved)
+        index = torch.from_numpy(rows).to(worth.device)
+        last = self.prices.get(step.group)
+        order, prices = best_order(worth, None if last is None else last[index])
+        if last is None:
+            last = self.prices[step.group] = prices.new_zeros(len(self.moved), *prices.shape[1:])
+        last[index] = prices
+        return {step.group: order}
 
     def _of(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """References and weights of some models."""
@@ -129,7 +144,12 @@ class State:
         """Some models now are `moved`, which came about by `then`; groups that are not in it stayed."""
         if not len(rows):
             return
-        self.moved[torch.from_numpy(rows).to(self.moved.device)] = moved
+        index = torch.from_numpy(rows).to(self.moved.device)
+        self.moved[index] = moved
+        for name, p in then.items():
+            if name in self.prices:  # they move with their units
+                order = torch.from_numpy(p).long().to(index.device)
+                self.prices[name][index] = self.prices[name][index].gather(-1, order)
         whole = self.symmetry.identity(len(rows)) | dict(then)
         for name, p in self.symmetry.compose(pick(self.permutations, rows), whole).items():
             self.permutations[name][rows] = p

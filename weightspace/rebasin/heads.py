@@ -84,7 +84,7 @@ def joint_order(
     b = b.unsqueeze(-3).expand(pairs).reshape(-1, entries)
     found = descend(within, b, a, names=[name for name in within.moving if name in children])
     worth = dots(a, found.moved, [slice(0, entries)]).view(*sides, units, units)
-    order = best_order(worth)
+    order, _ = best_order(worth)
     (group,) = {place.block.dims[place.at][0] for place in where}
     then = {str(group): order}
     for name in children:
@@ -130,4 +130,4 @@ def singular_order(symmetry: Symmetry, group: str, reference: Tensor, moved: Ten
         a, b = values
         total = total + (a.unsqueeze(-2) - b.unsqueeze(-3)).norm(dim=-1)
     assert isinstance(total, Tensor)  # a group with groups inside meets them in some block
-    return best_order(-total)
+    return best_order(-total)[0]

@@ -106,7 +106,7 @@ def match_weights(
     before, after = objective(symmetry, population, target), np.empty(models)
     if layerwise is None:
         layerwise = start is None and starts.has_stream(symmetry, names)
-    compiled = _takes_compiled(symmetry, population, target, impl)
+    compiled = takes_compiled(symmetry, population, target, impl)
     settings = Settings(names, heads, layerwise, restarts, seed, sweeps, deadline, compiled, threads)
     size = working_bytes(symmetry, names, heads, population.element_size(), compiled)
     some = max(1, MEMORY // max(1, size))
@@ -124,7 +124,7 @@ def match_weights(
     return Alignment(whole, before, after, counts, universe.numpy(), finished)
 
 
-def _takes_compiled(symmetry: Symmetry, weights: Tensor, reference: Tensor, impl: str | None) -> bool:
+def takes_compiled(symmetry: Symmetry, weights: Tensor, reference: Tensor, impl: str | None) -> bool:
     """Whether compiled code does it; raise AlignmentError if it is asked to and cannot."""
     able = fits(symmetry) and weights.device.type == "cpu" and weights.dtype == reference.dtype == torch.float32
     if impl == "compiled" and not able:

@@ -47,7 +47,7 @@ def layerwise(
         known = {step: tuple(place for place in step.places if _is_known(place, step, unsettled)) for step in left}
         step = max(left, key=lambda step: _entries(known[step]) / _entries(step.places))
         if known[step]:
-            then = state.order(step, known[step], reference, state.moved)
+            then = state.order(step, known[step], np.arange(len(weights)))
             state.accept(np.arange(len(weights)), step.symmetry.permute(state.moved, then), then)
         left.remove(step)
         unsettled -= set(step.groups)

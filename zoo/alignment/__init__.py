@@ -1,0 +1,1 @@
+"""Alignment of zoos: which runs, to what, certified, and stored as frames."""
