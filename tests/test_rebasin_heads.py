@@ -170,7 +170,9 @@ def test_heads_alone_or_what_is_inside_alone() -> None:
     start = symmetry.random(5, seed=2)
     for groups in (["heads"], ["qk"], ["heads", "vo"], ["qk", "vo"]):
         found = match_weights(symmetry, b, a, start=start, groups=groups)
-        assert (found.after > objective(symmetry, symmetry.permute(b, start), a)).all()
+        gained = found.after - objective(symmetry, symmetry.permute(b, start), a)
+        assert (gained >= 0).all()
+        assert gained.max() > 0  # of three heads the order drawn may be the best one already
         if "heads" not in groups:
             np.testing.assert_array_equal(found.permutations["heads"], start["heads"])
         else:  # what is inside moves with its head, in the order that it has
