@@ -13,8 +13,9 @@ import functools
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ SPREAD = 0.02  # of the noise in populations larger than what is trained, relati
 BELOW = 1e-6  # of an objective
 MODELS = (10, 100, 1_000, 10_000)
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048)  # of two models
-LOOPS = {"usual": usual, "lean": lean}
+LOOPS: dict[str, Callable[..., Any]] = {"usual": usual, "lean": lean}
 NAMES = {"usual": "one model at a time, PyTorch and scipy", "lean": "one model at a time, numpy and scipy"}
 
 
