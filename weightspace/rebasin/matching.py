@@ -105,7 +105,7 @@ def match_weights(
     whole = checked_start(symmetry, start, models)
     deadline = None if budget is None else time.monotonic() + budget
     counts, finished = np.zeros(models, np.int64), np.zeros(models, bool)
-    before, after = objective(symmetry, population, target), np.empty(models)
+    before, after = np.empty(models), np.empty(models)
     if layerwise is None:
         layerwise = start is None and starts.has_stream(symmetry, names)
     compiled = takes_compiled(symmetry, population, target, impl)
@@ -116,8 +116,14 @@ def match_weights(
         here = slice(first, min(first + some, models))
         mine = target if len(target) == 1 else target[here]
         order = pick(whole, here)
-        begin = before[here] if start is None else objective(symmetry, symmetry.permute(population[here], order), mine)
+        begin = None
+        if start is not None or not compiled:
+            before[here] = begin = objective(symmetry, population[here], mine)
+        if start is not None:
+            begin = objective(symmetry, symmetry.permute(population[here], order), mine)
         found = _best_of(symmetry, population[here], mine, order, begin, settings)
+        if begin is None:
+            before[here] = found.before
         for name, p in found.permutations.items():
             whole[name][here] = p
         after[here], counts[here], finished[here] = found.after, found.sweeps, found.finished
@@ -160,12 +166,12 @@ def _best_of(
     weights: Tensor,
     reference: Tensor,
     start: dict[str, np.ndarray],
-    begin: np.ndarray,
+    begin: np.ndarray | None,
     settings: Settings,
 ) -> Alignment:
-    """The best of the start, whose objective is `begin`, and of the descents from it and from other orders."""
+    """The best of the start, whose objective is `begin` if that is known, and of descents from it and other orders."""
     models = len(weights)
-    best, after = start, begin.copy()
+    best, after = start, None if begin is None else begin.copy()
     counts, finished = np.zeros(models, np.int64), np.full(models, True)
     for fresh in _starts(symmetry, weights, reference, pick(start, slice(None)), settings):
         common: Any = {"names": settings.names, "seed": settings.seed, "sweeps": settings.sweeps}
@@ -174,15 +180,20 @@ def _best_of(
         if settings.compiled:
             order, found = descend_compiled(symmetry, weights, reference, fresh, threads=settings.threads, **common)
             value = found.after
+            if after is None:  # the first is the descent from the start
+                begin, after = found.before, found.before.copy()
         else:
             found = descend(symmetry, weights, reference, fresh, heads=settings.heads, **common)
             order, value = found.permutations, objective(symmetry, found.moved, reference)
+        assert after is not None
         better = value - after > ROUNDING * np.abs(after)
         for name, p in order.items():
             best[name][better] = p[better]
         after[better] = value[better]
         counts += found.sweeps
         finished &= found.finished
+    assert begin is not None
+    assert after is not None
     return Alignment(best, begin, after, counts, np.empty(0), finished)
 
 
