@@ -218,7 +218,9 @@ def metrics(
 def align(
     zoo: ZooArgument,
     frame: Annotated[str, typer.Option(help="Name of the alignment.")] = "universe",
-    method: Annotated[str, typer.Option(help="universe, frank_wolfe, or reference: to one run.")] = "universe",
+    method: Annotated[
+        str, typer.Option(help="universe, frank_wolfe; to one run: reference, activations.")
+    ] = "universe",
     by: Annotated[
         str, typer.Option(help="run: one permutation for all its checkpoints; checkpoint: one each.")
     ] = "run",
@@ -247,7 +249,9 @@ def align(
         from zoo.progress import aligning
 
         layers = tuple(layer) if layer else None
-        settings = Settings(method, by, epoch, reference, members, balance, layers, restarts, seed)
+        settings = Settings(
+            method, by, epoch, reference, members=members, balance=balance, layers=layers, restarts=restarts, seed=seed
+        )
         with aligning(_console(), quiet or as_json) as (on_cost, on_rows), _kept(KEPT_ALIGNED):
             found = work(
                 zoo,
@@ -265,6 +269,28 @@ def align(
             print(json.dumps([vars(result) for result in found]))
         elif not quiet and not dry_run:
             print_aligned(found)
+
+
+@app.command()
+def duplicates(
+    zoo: ZooArgument,
+    where: Annotated[str | None, typer.Option(help='A condition, such as "width >= 32".')] = None,
+    epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
+    near: Annotated[float, typer.Option(help="Relative distance below which two are near; 0 for exact ones.")] = 0.2,
+    scale: Annotated[bool, typer.Option("--scale", help="Find copies with scaled or flipped units too.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Find networks that are the same, exactly or nearly, but for the order of their units."""
+    with _errors(form == "json"):
+        from zoo.duplicates import duplicates as work
+        from zoo.printing import print_rows
+
+        found = work(zoo, where=where, epoch=epoch, near=near or None, scale=scale)
+        if len(found):
+            print_rows(found, form)
+        elif not quiet:
+            print("no duplicates", file=sys.stderr)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 LIBRARIES = ("torch", "numba", "numpy", "zarr", "polars")
@@ -43,7 +44,7 @@ def record(name: str, row: Mapping[str, object], libraries: Iterable[str] = ()) 
     Args:
         libraries: further ones whose versions matter.
     """
-    versions = {library: version(library) for library in (*LIBRARIES, *libraries)}
+    versions = {library: version(library) for library in (*LIBRARIES, *libraries) if find_spec(library)}
     whole = {
         **row,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -114,14 +114,14 @@ def test_other_settings_need_another_name(zoo: Path) -> None:
     assert set(catalog.open(zoo).frames()) == {"universe", "second"}
 
 
-@pytest.mark.parametrize("method", ["reference", "frank_wolfe"])
+@pytest.mark.parametrize("method", ["reference", "frank_wolfe", "activations"])
 def test_methods(zoo: Path, method: str) -> None:
     (found,) = align(zoo, method, Settings(method=method), where="width = 8")
     models = catalog.open(zoo)
     view = models.frame(method, found.variant)
     assert found.similarity is not None
     assert found.similarity[1] > found.similarity[0]
-    if method == "reference":
+    if method in ("reference", "activations"):
         first = models.scan().filter(pl.col("epoch") == 4, pl.col("width") == 8).sort("run").head(1).collect()
         np.testing.assert_array_equal(view.universe, models.read(first)[0])
         assert view.decode([view.place(first["run"][0], 4) or 0])[0].keys() == {"hidden0"}
@@ -224,7 +224,7 @@ def test_bad_settings(zoo: Path) -> None:
     for wrong, error, message in (
         ({"method": "universal"}, UnknownNameError, "did you mean 'universe'"),
         ({"by": "epoch"}, UnknownNameError, "known: checkpoint, run"),
-        ({"reference": "x"}, InvalidSpecError, "needs the method 'reference'"),
+        ({"reference": "x"}, InvalidSpecError, "a reference run needs one of reference, activations"),
         ({"members": 1}, InvalidSpecError, "members must be an integer of 2 or more"),
         ({"restarts": -1}, InvalidSpecError, "restarts"),
     ):
@@ -323,12 +323,12 @@ def test_the_command(zoo: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["align", str(zoo), "--where", "width = 4"])
     assert done.exit_code == 0, done.output
-    assert "12 rows aligned by 1 permutations; similarity" in done.output
+    assert "12 rows aligned by 1 permutations; cosine with the universe" in done.output
     done = runner.invoke(app, ["align", str(zoo), "--json"])
     assert [(one["rows"], one["before"]) for one in json.loads(done.stdout)] == [(0, 12), (12, 0)]
     done = runner.invoke(app, ["align", str(zoo), "--method", "nearest"])
     assert done.exit_code == 1
-    assert "unknown method 'nearest'; known: frank_wolfe, reference, universe" in done.output
+    assert "unknown method 'nearest'; known: activations, frank_wolfe, reference, universe" in done.output
     done = runner.invoke(app, ["info", str(zoo)])
     assert "aligned: universe (24 runs)" in done.output
 

@@ -96,7 +96,7 @@ def test_both_implementations_find_the_same() -> None:
     for name in symmetry.moving:
         np.testing.assert_array_equal(compiled.permutations[name], reference.permutations[name])
     np.testing.assert_array_equal(compiled.before, reference.before)
-    np.testing.assert_array_equal(compiled.after, reference.after)
+    np.testing.assert_allclose(compiled.after, reference.after, rtol=1e-12)  # sums in another order
     assert compiled.finished.all()
     assert reference.finished.all()
 
@@ -110,7 +110,8 @@ def test_the_objective_never_falls_and_is_what_it_says(family: str) -> None:
     for sweeps in (0, 1, 2, 3, 100):
         found = match_weights(symmetry, b, a, start=start, sweeps=sweeps)
         assert (found.after >= last).all()
-        np.testing.assert_array_equal(found.after, objective(symmetry, moved(symmetry, b, found), a))
+        worth = objective(symmetry, moved(symmetry, b, found), a)
+        np.testing.assert_allclose(found.after, worth, rtol=1e-12)  # compiled code sums in another order
         np.testing.assert_array_equal(found.before, objective(symmetry, b, a))
         assert (found.sweeps <= sweeps).all()
         last = found.after

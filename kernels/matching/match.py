@@ -224,7 +224,9 @@ def _factors(vectors: np.ndarray) -> np.ndarray:
 
 def _on_threads(work: Any, threads: int, stop: np.ndarray, deadline: float | None) -> None:
     """Runs `work` as often as there are threads, and sets `stop` when time is up."""
-    timer = None if deadline is None else threading.Timer(deadline, lambda: stop.fill(1))
+    if deadline is not None and deadline <= 0:
+        stop.fill(1)
+    timer = None if deadline is None or stop[0] else threading.Timer(deadline, lambda: stop.fill(1))
     if timer:
         timer.daemon = True
         timer.start()

@@ -93,8 +93,15 @@ class _Trial:
         tensors = self.symmetry.layout.unflatten(weights[0], cast=False)
         kinds = self.module.state_dict()
         tensors = {name: value.to(kinds[name].dtype) for name, value in tensors.items()}
-        with torch.no_grad(), _AlwaysDouble():
-            outputs = torch.func.functional_call(self.module, tensors, self.inputs, self.kwargs, tie_weights=False)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # for tensors that the module makes
+        try:
+            with torch.no_grad(), _AlwaysDouble():
+                outputs = torch.func.functional_call(self.module, tensors, self.inputs, self.kwargs, tie_weights=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise SymmetryError(f"{type(self.module).__name__} does not run in float64: {error}") from error
+        finally:
+            torch.set_default_dtype(default)
         leaves = torch.utils._pytree.tree_leaves(outputs)
         return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor)]
 

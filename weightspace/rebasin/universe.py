@@ -3,67 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from weightspace.rebasin.alignment import Alignment, AlignmentError
+from weightspace.rebasin.barycentre import Frame, Work, added, barycentre, squared
 from weightspace.rebasin.frank_wolfe import frank_wolfe
 from weightspace.rebasin.matching import SWEEPS, match_weights
-from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective, spans
+from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective
 from weightspace.symmetry import Permutations, Scales, Symmetry
 
 METHODS = ("barycentre", "frank_wolfe")
 ROUNDS = 200
 RELATIVE = 1e-5  # a round that gains less of the agreement is the last; 20 to 40 rounds on populations of digits
-MEMORY = 2**28  # bytes that references of single models may take at once
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every step needs.
-
-    Args:
-        options: of `match_weights`. deadline: by `time.monotonic`, None for none.
-    """
-
-    symmetry: Symmetry
-    weights: Tensor
-    seed: int
-    rounds: int
-    tolerance: float
-    deadline: float | None
-    options: Mapping[str, Any]
-    on_round: Callable[[int, float], None] | None
-
-    @property
-    def left(self) -> float | None:
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
-
-    @property
-    def over(self) -> bool:
-        return self.left == 0.0
-
-
-@dataclass
-class _Frame:
-    """Where the models stand: permutations, the moved weights (models, size), their sum (size,) in float64."""
-
-    permutations: dict[str, np.ndarray]
-    canonical: Tensor
-    total: Tensor = field(init=False)
-    finished: bool = False
-    rounds: int = 0
-
-    def __post_init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        self.total = _sum(self.canonical)
 
 
 def align_universe(
@@ -122,15 +78,15 @@ def align_universe(
     scaled = symmetry.scale(population, scales) if scales else population
     deadline = None if budget is None else time.monotonic() + budget
     options = {"impl": impl, "threads": threads}
-    work = _Work(symmetry, scaled, seed, rounds, tolerance, deadline, options, on_round)
+    work = Work(symmetry, scaled, seed, rounds, tolerance, deadline, options, on_round)
     firsts = np.random.default_rng(seed).permutation(len(population))[: restarts + 1]
-    best: _Frame | None = None
+    best: Frame | None = None
     for number, first in enumerate(firsts.tolist()):
         if best is not None and work.over:
             break
         begin = _start(work, start if number == 0 else None, first)
-        frame = _barycentre(work, begin) if method == "barycentre" else _relaxed(work, begin)
-        if best is None or _squared(symmetry, frame.total) > _squared(symmetry, best.total):
+        frame = barycentre(work, begin) if method == "barycentre" else _relaxed(work, begin)
+        if best is None or squared(symmetry, frame.total) > squared(symmetry, best.total):
             best = frame
     assert best is not None
     return _result(symmetry, scaled, best, scales or {})
@@ -192,7 +148,7 @@ def agreement(symmetry: Symmetry, canonical: Any) -> float:
     own = objective(symmetry, population, population).sum()
     if models == 1:
         return float(own)
-    return float((_squared(symmetry, _sum(population)) - own) / (models * (models - 1)))
+    return float((squared(symmetry, added(population)) - own) / (models * (models - 1)))
 
 
 def between(symmetry: Symmetry, permutations: Permutations, model: int, other: int) -> dict[str, np.ndarray]:
@@ -201,7 +157,7 @@ def between(symmetry: Symmetry, permutations: Permutations, model: int, other: i
     return symmetry.compose(first, symmetry.invert(then))
 
 
-def _start(work: _Work, start: Permutations | None, first: int) -> _Frame:
+def _start(work: Work, start: Permutations | None, first: int) -> Frame:
     """Models as a start has them, or aligned to one of them."""
     symmetry, weights = work.symmetry, work.weights
     if start is not None:
@@ -209,64 +165,10 @@ def _start(work: _Work, start: Permutations | None, first: int) -> _Frame:
     else:
         found = match_weights(symmetry, weights, weights[first], seed=work.seed, budget=work.left, **work.options)
         permutations = dict(found.permutations)
-    return _Frame(permutations, symmetry.permute(weights, permutations))
+    return Frame(permutations, symmetry.permute(weights, permutations))
 
 
-def _barycentre(work: _Work, frame: _Frame) -> _Frame:
-    """Rounds over all models until they gain nothing."""
-    generator = np.random.default_rng(work.seed)
-    own = float(objective(work.symmetry, frame.canonical, frame.canonical).sum())
-    together = max(1, MEMORY // (8 * max(work.symmetry.layout.size, 1)))
-    for number in range(1, work.rounds + 1):
-        before = _squared(work.symmetry, frame.total)
-        order = generator.permutation(len(frame.canonical))
-        smallest, moved = together, False
-        for begin in range(0, len(order), together):
-            some = np.sort(order[begin : begin + together])
-            went, size = _step(work, frame, some, int(generator.integers(2**31)))
-            smallest, moved = min(smallest, size), moved or went
-        together = smallest
-        frame.renew()
-        frame.rounds = number
-        after = _squared(work.symmetry, frame.total)
-        if work.on_round:
-            work.on_round(number, _per_pair(after, own, len(order)))
-        if work.over:
-            return frame
-        if not moved or after - before <= work.tolerance * abs(after - own):
-            frame.finished = True
-            return frame
-    return frame
-
-
-def _step(work: _Work, frame: _Frame, some: np.ndarray, seed: int) -> tuple[bool, int]:
-    """Align some models, each to the mean of all others, at once if the sum over pairs rises, else half of them after
-    the other half; whether any moved, and how many went at once."""
-    if work.over:
-        return False, len(some)
-    symmetry, others = work.symmetry, max(len(frame.canonical) - 1, 1)
-    weights, old = work.weights[some], frame.canonical[some]
-    reference = ((frame.total - old) / others).to(weights.dtype)
-    start = {name: p[some] for name, p in frame.permutations.items()}
-    found = match_weights(
-        symmetry, weights, reference, start=start, layerwise=False, seed=seed, sweeps=1, **work.options
-    ).permutations
-    if all(np.array_equal(p, start[name]) for name, p in found.items()):
-        return False, len(some)
-    new = symmetry.permute(weights, found)
-    total = frame.total + _sum(new) - _sum(old)
-    if _squared(symmetry, total) > _squared(symmetry, frame.total):
-        frame.canonical[some], frame.total = new, total
-        for name, p in found.items():
-            frame.permutations[name][some] = p
-        return True, len(some)
-    if len(some) == 1:
-        return False, 1
-    halves = [_step(work, frame, half, seed) for half in np.array_split(some, 2)]
-    return any(moved for moved, _ in halves), min(size for _, size in halves)
-
-
-def _relaxed(work: _Work, frame: _Frame) -> _Frame:
+def _relaxed(work: Work, frame: Frame) -> Frame:
     """Frank-Wolfe from here."""
     found = frank_wolfe(
         work.symmetry,
@@ -277,12 +179,12 @@ def _relaxed(work: _Work, frame: _Frame) -> _Frame:
         deadline=work.deadline,
         on_round=work.on_round,
     )
-    relaxed = _Frame(found.permutations, work.symmetry.permute(work.weights, found.permutations))
+    relaxed = Frame(found.permutations, work.symmetry.permute(work.weights, found.permutations))
     relaxed.finished, relaxed.rounds = found.finished, found.rounds
     return relaxed
 
 
-def _result(symmetry: Symmetry, weights: Tensor, frame: _Frame, scales: Scales) -> Alignment:
+def _result(symmetry: Symmetry, weights: Tensor, frame: Frame, scales: Scales) -> Alignment:
     models = len(weights)
     universe = frame.total / models
     universe = universe.to(weights.dtype)
@@ -295,21 +197,3 @@ def _result(symmetry: Symmetry, weights: Tensor, frame: _Frame, scales: Scales) 
         np.full(models, frame.finished),
         dict(scales),
     )
-
-
-def _sum(weights: Tensor) -> Tensor:
-    """Sum over models (size,) in float64, without a float64 copy of them all."""
-    total = torch.zeros(weights.shape[1], dtype=torch.float64, device=weights.device)
-    step = max(1, (1 << 22) // max(weights.shape[1], 1))
-    for begin in range(0, len(weights), step):
-        total += weights[begin : begin + step].double().sum(0)
-    return total
-
-
-def _squared(symmetry: Symmetry, total: Tensor) -> float:
-    """Squared norm over the tensors that move."""
-    return sum(float(total[span] @ total[span]) for span in spans(symmetry, symmetry.axes))
-
-
-def _per_pair(squared: float, own: float, models: int) -> float:
-    return own if models == 1 else (squared - own) / (models * (models - 1))

@@ -19,6 +19,7 @@ from catalog.fragments import software
 from catalog.frames import COLUMNS, SCALES, View, compact_frame, encode_rows, frame_files, write_rows, write_universe
 from catalog.store import Zoo, open_zoo
 from weightspace.balance import balance
+from weightspace.rebasin.activations import match_activations
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
@@ -27,6 +28,9 @@ from weightspace.symmetry import Symmetry, SymmetryError
 from zoo.alignment.certify import CERTIFICATE, certify
 from zoo.alignment.jobs import BYTES, Job, cost_of, plan_jobs, restricted
 from zoo.alignment.settings import Aligned, Cost, Settings
+from zoo.landscape.measure import plan_of
+
+SAMPLES = 256  # whose activations are held at once
 
 
 def align(
@@ -58,7 +62,7 @@ def align(
         on_cost: called before the work; raising in it stops. on_rows: called with numbers of rows done.
 
     Raises:
-        QueryError: no such rows. UnknownNameError: a method, run or layer. SpecMismatchError: the frame was made with
+        QueryError: no such rows. UnknownNameError: a run or a layer. SpecMismatchError: the frame was made with
         other settings. AlignError: weights that cannot be aligned, or a certificate that fails. StorageError: the disk.
     """
     settings = settings or Settings()
@@ -88,8 +92,8 @@ def _align(
     similar, worst, done = [], 0.0, 0
     view, rows = job.view, job.rows
     if view is None:
-        view, committed = _universe(zoo, frame, settings, job, _left(deadline), threads)
-        similar.append(_similarity(job.symmetry, view, committed))
+        view, committed, cosines = _universe(zoo, frame, settings, job, _left(deadline), threads)
+        similar.append(cosines)
         worst = float(committed["certificate"].max() or 0.0)  # type: ignore[arg-type]
         rows = (
             rows.join(committed.select("run"), on="run", how="anti", maintain_order="left")
@@ -103,9 +107,9 @@ def _align(
         if deadline is not None and time.monotonic() > deadline:
             break
         part = rows[first : first + together]
-        found = _join(zoo, settings, job, view, part, _left(deadline), threads)
+        found, cosines = _join(zoo, settings, job, view, part, _left(deadline), threads)
         write_rows(zoo, frame, replace(view, rows=found))
-        similar.append(_similarity(job.symmetry, view, found))
+        similar.append(cosines)
         worst = max(worst, float(found["certificate"].max() or 0.0))  # type: ignore[arg-type]
         done += len(part)
         on_rows(len(part))
@@ -123,8 +127,11 @@ def _left(deadline: float | None) -> float | None:
 
 def _universe(
     zoo: Zoo, frame: str, settings: Settings, job: Job, budget: float | None, threads: int | None
-) -> tuple[View, pl.DataFrame]:
-    """Make a variant's universe of its members. Their rows are stored first, the universe commits them."""
+) -> tuple[View, pl.DataFrame, np.ndarray]:
+    """Make a variant's universe of its members. Their rows are stored first, the universe commits them.
+
+    Also gives `_cosines`.
+    """
     symmetry, weights = job.symmetry, zoo.read(job.members, dtype="float32")
     scales = _scales(symmetry, weights, settings)
     scaled = symmetry.scale(weights, scales) if scales else weights
@@ -153,23 +160,29 @@ def _universe(
     if settings.by == "run":
         write_rows(zoo, frame, replace(view, rows=rows))
     write_universe(zoo, frame, view)
-    return view, rows
+    return view, rows, _cosines(free, view, scaled, found)
 
 
 def _join(
     zoo: Zoo, settings: Settings, job: Job, view: View, part: pl.DataFrame, budget: float | None, threads: int | None
-) -> pl.DataFrame:
-    """Match rows to the universe there is."""
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """Match rows to the universe there is: the frame's rows, and `_cosines`."""
     symmetry, weights = view.symmetry, zoo.read(part, dtype="float32")
     scales = _scales(symmetry, weights, settings)
     scaled = symmetry.scale(weights, scales) if scales else weights
+    free = restricted(symmetry, settings.layers)
     with _typed(zoo, job):
-        found = match_weights(
-            restricted(symmetry, settings.layers), scaled, view.universe, restarts=settings.restarts,
-            seed=settings.seed, sweeps=settings.sweeps, budget=budget, threads=threads,
-        )  # fmt: skip
+        if settings.method == "activations":
+            inputs = torch.from_numpy(plan_of(zoo).data.train_x[: settings.samples]).split(SAMPLES)
+            found = match_activations(free, job.architecture.build(), scaled, view.universe, inputs)
+        else:
+            found = match_weights(
+                free, scaled, view.universe, restarts=settings.restarts, seed=settings.seed, sweeps=settings.sweeps,
+                budget=budget, threads=threads,
+            )  # fmt: skip
     permutations = _complete(symmetry, found.permutations, len(weights))
-    return _rows(zoo, settings, job, view, part, weights, replace(found, permutations=permutations, scales=scales))
+    found = replace(found, permutations=permutations, scales=scales)
+    return _rows(zoo, settings, job, view, part, weights, found), _cosines(free, view, scaled, found)
 
 
 @contextmanager
@@ -223,8 +236,8 @@ def _complete(symmetry: Symmetry, permutations: Mapping[str, np.ndarray], models
     return {**symmetry.identity(models), **permutations}
 
 
-def _similarity(symmetry: Symmetry, view: View, rows: pl.DataFrame) -> np.ndarray:
-    """(rows, 2): objective before and after, as parts of the universe's square."""
-    places = symmetry.layout.indices(symmetry.axes)
-    square = float((view.universe[places].astype(np.float64) ** 2).sum()) or 1.0
-    return rows.select("objective_before", "objective_after").to_numpy() / square
+def _cosines(free: Symmetry, view: View, scaled: np.ndarray, found: Alignment) -> np.ndarray:
+    """(models, 2): cosine with the universe before and after, over the parameters that move; 0 where one is zero."""
+    places = free.layout.indices(free.axes)
+    lengths = np.linalg.norm(scaled[:, places].astype(np.float64), axis=1) * np.linalg.norm(view.universe[places])
+    return np.stack([found.before, found.after], 1) / np.where(lengths > 0, lengths, 1.0)[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +13,12 @@ from catalog.errors import InvalidSpecError, QueryError, SpecMismatchError, Unkn
 from catalog.frames import View
 from catalog.store import Zoo
 from catalog.table import query
-from weightspace.rebasin.matching import match_weights
+from weightspace.rebasin.estimate import PROBE, estimate
 from weightspace.symmetry import Symmetry, SymmetryError
-from zoo.alignment.settings import Aligned, Cost, Settings
+from zoo.alignment.settings import TO_ONE, Aligned, Cost, Settings
 from zoo.architectures import Architecture
 from zoo.symmetries import symmetry_of
 
-TIMED = 4  # models that are matched to know what all will cost
 ROUNDS = 10  # of a universe on digits zoos: 6 to 14
 BYTES = 1 << 28  # of the weights that are matched at once
 
@@ -99,7 +97,7 @@ def _check_layers(symmetry: Symmetry, layers: Iterable[str] | None) -> None:
 def _members(rows: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """The rows that make the universe: the reference, or runs spread evenly over the population."""
     rows = rows.sort("run")
-    if settings.method == "reference":
+    if settings.method in TO_ONE:
         return rows.head(1) if settings.reference is None else rows.filter(pl.col("run") == settings.reference)
     if len(rows) <= settings.members:
         return rows
@@ -121,21 +119,14 @@ def restricted(symmetry: Symmetry, layers: Iterable[str] | None) -> Symmetry:
 def cost_of(zoo: Zoo, settings: Settings, jobs: Sequence[Job]) -> Cost:
     """Matching a few models of each variant is timed; a universe takes about as many rounds as it usually does."""
     seconds, memory = 0.0, 0
-    for job in jobs:
-        if not len(job.rows):
-            continue
-        few = zoo.read(job.rows.head(TIMED), dtype="float32")
+    options = {"restarts": settings.restarts, "seed": settings.seed, "sweeps": settings.sweeps}
+    for job in (job for job in jobs if len(job.rows)):
+        few = zoo.read(job.rows.head(PROBE + 1), dtype="float32")
         reference = few[0] if job.view is None else job.view.universe
+        making = len(job.members) if job.view is None and len(job.members) > 1 else 0
         free = restricted(job.symmetry, settings.layers)
-        match_weights(free, few[:1], reference, sweeps=1)  # the first call compiles
-        begin = time.perf_counter()
-        match_weights(free, few, reference, seed=settings.seed)
-        each = (time.perf_counter() - begin) / len(few) * (1 + settings.restarts)
-        rounds = ROUNDS * len(job.members) if job.view is None and len(job.members) > 1 else 0
-        seconds += each * (len(job.rows) + rounds)
-        held = max(
-            len(job.members) if job.view is None else 0, min(len(job.rows), BYTES // (4 * job.symmetry.layout.size))
-        )
-        memory = max(memory, 6 * held * 4 * job.symmetry.layout.size)
-    rows = sum(len(job.rows) for job in jobs)
-    return Cost(rows, sum(job.done for job in jobs), seconds, memory)
+        matching = estimate(free, len(job.rows) + ROUNDS * making, weights=few, reference=reference, **options)
+        held = max(making, min(len(job.rows), BYTES // (4 * job.symmetry.layout.size)))
+        seconds += matching.seconds
+        memory = max(memory, matching.bytes + 3 * held * 4 * job.symmetry.layout.size)  # read, scaled, moved
+    return Cost(sum(len(job.rows) for job in jobs), sum(job.done for job in jobs), seconds, memory)

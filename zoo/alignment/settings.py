@@ -7,7 +7,8 @@ from typing import Any
 
 from catalog.errors import InvalidSpecError, unknown_name
 
-METHODS = ("universe", "frank_wolfe", "reference")
+METHODS = ("universe", "frank_wolfe", "reference", "activations")
+TO_ONE = ("reference", "activations")  # methods that align to one run
 BY = ("run", "checkpoint")
 
 
@@ -16,15 +17,17 @@ class Settings:
     """What determines a frame, beside the rows it has; stored in it.
 
     Args:
-        method: "universe" (barycentre of the members), "frank_wolfe" (cycle-consistent), "reference" (one run).
+        method: "universe" (barycentre of the members), "frank_wolfe" (the members' relaxed permutations together),
+            "reference" (weights of one run), "activations" (what its units do on training inputs).
         by: "run", one permutation for all checkpoints of a run, found at `epoch`; or "checkpoint", one each.
         epoch: at which runs are matched; None for the last of each.
-        reference: the run that "reference" aligns to; None for the first.
+        reference: the run that the last two align to; None for the first.
         members: of the runs, so many at most make the universe; the others join it.
         balance: first balance the scales of ReLU units, by powers of two, which is exactly reversible, and make the
             signs of units with an odd activation canonical.
         layers: tensors whose units may move; None for all.
         restarts: random starts of each matching beside the identity.
+        samples: training inputs that "activations" looks at.
         seed: of everything random. sweeps: at most, of a matching.
     """
 
@@ -36,6 +39,7 @@ class Settings:
     balance: bool = False
     layers: tuple[str, ...] | None = None
     restarts: int = 0
+    samples: int = 1024
     seed: int = 0
     sweeps: int = 100
 
@@ -44,9 +48,9 @@ class Settings:
             raise unknown_name("method", self.method, METHODS)
         if self.by not in BY:
             raise unknown_name("by", self.by, BY)
-        if self.reference is not None and self.method != "reference":
-            raise InvalidSpecError(f"a reference run needs the method 'reference', got {self.method!r}")
-        for name, least in (("members", 2), ("restarts", 0), ("seed", 0), ("sweeps", 1)):
+        if self.reference is not None and self.method not in TO_ONE:
+            raise InvalidSpecError(f"a reference run needs one of {', '.join(TO_ONE)}, got the method {self.method!r}")
+        for name, least in (("members", 2), ("restarts", 0), ("samples", 1), ("seed", 0), ("sweeps", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise InvalidSpecError(f"{name} must be an integer of {least} or more, got {value!r}")
@@ -72,8 +76,7 @@ class Aligned:
 
     Args:
         groups: permutations of a network. rows: aligned now; before: there already; left: for want of time.
-        similarity: mean inner product with the universe over its square, of what was aligned now, before and after;
-            None for nothing.
+        similarity: mean cosine with the universe of what was aligned now, before and after; None for nothing.
         certificate: largest relative difference of outputs. reason: why it was left out, "" if it was not.
     """
 

@@ -65,7 +65,7 @@ def seed_averaging_gain(
 
     Args:
         others: (models, seeds, size), all runs of its cell, itself first.
-        frame: name of the alignment that the others were given in; it is recorded and not applied here.
+        frame: name of the alignment that all were read in, see `weightscape align`; None for weights as they are.
     """
     check_frame(frame)
     return _gain("seed_averaging_gain", architecture, weights, others, x, y, train_x)

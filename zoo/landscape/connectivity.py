@@ -142,11 +142,12 @@ def _on_curve(
     y: Tensor,
     ts: Sequence[float] | np.ndarray,
     loss_function: str,
+    train_x: Tensor | None = None,
 ) -> Path:
     def point(part: slice, t: float) -> Tensor:
         return at(t, weights[part], theta[part], partner[part])
 
-    return walk(architecture, point, len(weights), x, y, ts, loss_function)
+    return walk(architecture, point, len(weights), x, y, ts, loss_function, train_x)
 
 
 def mode_connectivity(
@@ -164,6 +165,7 @@ def mode_connectivity(
     seed: int = DEFAULT.seed,
     points: int = 5,
     loss_function: str = "cross_entropy",
+    train_x: Tensor | None = None,
 ) -> Measured:
     """How far the error on a trained Bezier curve is from that at its ends, in percentage points of error.
 
@@ -182,6 +184,7 @@ def mode_connectivity(
         epochs, learning_rate, momentum, weight_decay, batch_size, seed: see `kernels.curves.recipe.Recipe`.
         points: three or more, 0 and 1 among them.
         loss_function: that of the runs.
+        train_x: inputs of the training split, for statistics of BatchNorm; None for `x`, which is then of that split.
 
     Returns:
         The value. Its standard error is that of the difference at t* over the samples, as if they were drawn anew and
@@ -199,7 +202,7 @@ def mode_connectivity(
     recipe = Recipe(epochs, batch_size, learning_rate, momentum, weight_decay, seed, loss_function)
     theta = curve(architecture, weights, partner, x, y, recipe=recipe)
     ts, rows = np.linspace(0, 1, points), np.arange(len(weights))
-    path = _on_curve(architecture, weights, theta, partner, x, y, ts, loss_function)
+    path = _on_curve(architecture, weights, theta, partner, x, y, ts, loss_function, train_x)
     far = np.abs(path.rise).argmax(1)
     inner = np.abs(path.rise[:, 1:-1]).argmax(1) + 1
     numbers = {"mc_peak": -path.rise.max(1), "mc_t": ts[far], "mc_interior": -path.rise[rows, inner]}
@@ -217,6 +220,7 @@ def linear_barrier(
     points: int = 11,
     frame: str | None = None,
     loss_function: str = "cross_entropy",
+    train_x: Tensor | None = None,
 ) -> Measured:
     """The highest error on the straight line less the mean of the ends, in percentage points of error.
 
@@ -226,8 +230,9 @@ def linear_barrier(
     Args:
         weights, partner: (pairs, size). x: (samples, *input_shape). y: (samples,) or (pairs, samples) int64.
         points: evenly spaced, three or more, 0 and 1 among them.
-        frame: name of the alignment that `partner` was given in; it is recorded and not applied here.
+        frame: name of the alignment that both were read in, see `weightscape align`; None for weights as they are.
         loss_function: that of the runs.
+        train_x: inputs of the training split, for statistics of BatchNorm; None for `x`, which is then of that split.
 
     Returns:
         The value; its standard error is that of the difference at t over the samples. Columns: linear_barrier_t, where;
@@ -247,7 +252,7 @@ def linear_barrier(
     def point(part: slice, t: float) -> Tensor:
         return (1 - t) * weights[part] + t * partner[part]
 
-    path = walk(architecture, point, len(weights), x, y, ts, loss_function)
+    path = walk(architecture, point, len(weights), x, y, ts, loss_function, train_x)
     top = path.rise.argmax(1)
     numbers = {"linear_barrier_t": ts[top], "linear_barrier_loss": path.climb.max(1)}
     curves = {"linear_barrier_errors": path.errors}

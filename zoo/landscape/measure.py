@@ -150,9 +150,10 @@ def with_settings(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str
 def check_frames(zoo: Zoo, chosen: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise MissingDataError if settings name a frame, an alignment, that the zoo does not have."""
     for name, settings in chosen.items():
-        if (frame := settings.get("frame")) is not None:
+        if (frame := settings.get("frame")) is not None and frame not in (known := zoo.frames()):
             raise MissingDataError(
-                f"{zoo.url} has no frame {frame!r}, which {name} was to use; leave frame out for weights as they are"
+                f"{zoo.url} has no frame {frame!r}, which {name} was to use; it has {', '.join(known) or 'none'}. "
+                f"`weightscape align` makes one; leave frame out for weights as they are"
             )
 
 

@@ -66,12 +66,14 @@ def walk(
     y: Tensor,
     ts: Sequence[float] | np.ndarray,
     loss_function: str,
+    train_x: Tensor | None = None,
 ) -> Path:
     """Evaluate all pairs at each t; BatchNorm is re-estimated everywhere, at the ends too.
 
     Args:
         point: (pairs, t) -> weights (pairs, size), for some of the pairs at a time.
         x: (samples, *input_shape). y: (samples,) or (pairs, samples) int64.
+        train_x: inputs of the training split, for the statistics; None for `x`, which is then of that split.
     """
     counts, losses = np.empty((pairs, len(ts)), np.int64), np.empty((pairs, len(ts)))
     wrong = np.empty((pairs, len(ts), -(-len(x) // 8)), np.uint8)
@@ -80,7 +82,7 @@ def walk(
         part = slice(first, min(first + each, pairs))
         labels = y if y.dim() == 1 else y[part]
         for number, t in enumerate(ts):
-            weights = reestimate(architecture, point(part, float(t)), x)
+            weights = reestimate(architecture, point(part, float(t)), x if train_x is None else train_x)
             found = evaluate(architecture, weights, x, labels, loss_functions=loss_function)
             losses[part, number], wrong[part, number] = found.loss, found.error_bits
             counts[part, number] = np.bitwise_count(found.error_bits).sum(1)

@@ -83,7 +83,7 @@ def plan_work(
         done = known.rows.filter(pl.col(name).is_not_null()).select("run", "epoch")
     chosen = len(rows)
     rows = rows.join(done, on=["run", "epoch"], how="anti", maintain_order="left")
-    others = _others(metric, settings, rows, everything)
+    others = _in_frame(zoo, settings.get("frame"), rows, _others(metric, settings, rows, everything), everything)
     refused = [
         (run, epoch, found)
         for run, epoch, found in zip(rows["run"], rows["epoch"], others, strict=True)
@@ -137,6 +137,27 @@ def _others(metric: Metric, settings: Mapping[str, Any], rows: pl.DataFrame, eve
             cell = by_cell[row["cell"], row["checkpoint"]]
             found.append(_in_cell(cell, row["run"], metric.needs == "partner"))
     return found
+
+
+def _in_frame(
+    zoo: Zoo, frame: str | None, rows: pl.DataFrame, others: list[Found], everything: pl.DataFrame
+) -> list[Found]:
+    """The same, with a reason for rows that cannot be seen in the frame, or what they are compared with cannot."""
+    if frame is None:
+        return others
+    views = {variant: zoo.frame(frame, variant) for variant in zoo.frames()[frame]}
+    ok = everything.filter(pl.col("status") == "ok")
+    aligned = {
+        tuple(place)
+        for *place, run, epoch in ok.select(*PLACE, "run", "epoch").iter_rows()
+        if place[0] in views and views[place[0]].place(run, epoch) is not None
+    }
+    reason = f"its run, or one that it is compared with, is not in frame {frame!r}; `weightscape align` adds it"
+    places: Iterable[tuple[Any, ...]] = rows.select(*PLACE).iter_rows()
+    return [
+        found if isinstance(found, str) or aligned.issuperset({place, *found[0]}) else reason
+        for place, found in zip(places, others, strict=True)
+    ]
 
 
 def _history(past: Sequence[Any], count: int) -> Found:

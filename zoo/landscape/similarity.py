@@ -247,7 +247,7 @@ def weight_distance(
 
     Args:
         weights, partner: (pairs, size). x, y: not used.
-        frame: name of the alignment that `partner` was given in; it is recorded and not applied here.
+        frame: name of the alignment that both were read in, see `weightscape align`; None for weights as they are.
 
     Returns:
         The value. Column: weight_distance_relative, divided by the mean of both norms, NaN for two networks of zeros.

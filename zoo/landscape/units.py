@@ -103,10 +103,11 @@ def store(zoo: Zoo, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, 
 
 def _call(zoo: Zoo, plan: Plan, unit: Unit, metric: Metric, device: str) -> Measured:
     architecture = plan.runs[unit.variant][0].architecture
-    arguments: list[Any] = [architecture, _weights(zoo, unit.variant, unit.rows, device)]
+    frame = unit.settings.get("frame")
+    arguments: list[Any] = [architecture, _weights(zoo, unit.variant, unit.rows, device, frame)]
     if metric.needs != "model":
         addresses = [address for row in unit.others for address in row]
-        others = _weights(zoo, unit.variant, addresses, device).unflatten(0, (len(unit.rows), -1))
+        others = _weights(zoo, unit.variant, addresses, device, frame).unflatten(0, (len(unit.rows), -1))
         arguments.append(others[:, 0] if metric.needs == "partner" else others)
     x, y = _data(plan, unit, metric, device)
     settings = {name: value for name, value in unit.settings.items() if name not in ("split", "samples")}
@@ -117,10 +118,13 @@ def _call(zoo: Zoo, plan: Plan, unit: Unit, metric: Metric, device: str) -> Meas
     return metric.measure(*arguments, x, y, **settings)
 
 
-def _weights(zoo: Zoo, variant: str, addresses: Sequence[Address], device: str) -> torch.Tensor:
+def _weights(
+    zoo: Zoo, variant: str, addresses: Sequence[Address], device: str, frame: str | None = None
+) -> torch.Tensor:
+    """As they are stored, or all of them as they are seen in a frame."""
     models, checkpoints = zip(*addresses, strict=True)
     rows = pl.DataFrame({"variant": variant, "model": models, "checkpoint": checkpoints})
-    weights: torch.Tensor = zoo.read(rows, dtype="float32", torch=True)
+    weights: torch.Tensor = zoo.read(rows, dtype="float32", torch=True, frame=frame)
     return weights.to(device)
 
 
