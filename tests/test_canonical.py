@@ -15,6 +15,10 @@ from weightspace.duplicates import Duplicates, find_duplicates, invariants
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import AlignmentError
 from weightspace.symmetry import Group, Symmetry, plain
+from zoo.plan import make_plan
+from zoo.spec import ZooSpec
+from zoo.symmetries import symmetry_of
+from zoo.train import train
 
 NETWORKS = {
     "mlp": mlp(6, 10, 10, 4),
@@ -41,21 +45,19 @@ def test_orders_of_units_change_no_hash_and_any_number_does(name: str) -> None:
     for seed in range(3):
         moved = symmetry.permute(weights, symmetry.random(6, seed))
         np.testing.assert_array_equal(canonical_hash(symmetry, moved), found)
-    for place in range(symmetry.layout.size):
-        changed = weights[:1].copy()
-        changed[0, place] = np.nextafter(changed[0, place], np.float32(9))
-        assert canonical_hash(symmetry, changed)[0] != found[0], place
+    changed = np.repeat(weights[:1], symmetry.layout.size, 0)
+    np.fill_diagonal(changed, np.nextafter(weights[0], np.float32(9)))
+    assert len({found[0], *canonical_hash(symmetry, changed).tolist()}) == 1 + symmetry.layout.size
 
 
 def test_two_numbers_that_change_places_change_the_hash() -> None:
     symmetry = NETWORKS["mlp"]
     weights = drawn(symmetry, 1)
-    found = canonical_hash(symmetry, weights)[0]
-    for seed in range(200):
-        a, b = np.random.default_rng(seed).choice(symmetry.layout.size, 2, replace=False)
-        swapped = weights.copy()
-        swapped[0, [a, b]] = weights[0, [b, a]]
-        assert canonical_hash(symmetry, swapped)[0] != found
+    swapped, generator = np.repeat(weights, 200, 0), np.random.default_rng(0)
+    for row in swapped:
+        places = generator.choice(symmetry.layout.size, 2, replace=False)
+        row[places] = row[places[::-1]]
+    assert canonical_hash(symmetry, weights)[0] not in canonical_hash(symmetry, swapped)
 
 
 def test_alone_or_among_many_torch_or_numpy_and_minus_zero() -> None:
@@ -202,3 +204,27 @@ def test_populations_of_none_and_one() -> None:
     symmetry = NETWORKS["mlp"]
     assert find_duplicates(symmetry, drawn(symmetry, 1)) == []
     assert find_duplicates(symmetry, drawn(symmetry, 0)) == []
+
+
+def test_restarts_find_copies_that_one_descent_misses() -> None:
+    symmetry = mlp(3, 6, 6, 6, 6, 2)
+    weights = drawn(symmetry, 30, 2)
+    copies = np.concatenate([shuffled(symmetry, one, 1, seed, [0.02]) for seed, one in enumerate(weights)])
+    both = np.concatenate([weights, copies])
+
+    def found(restarts: int) -> list[tuple[int, ...]]:
+        return [group.models for group in find_duplicates(symmetry, both, restarts=restarts)]
+
+    some, most = found(0), found(10)
+    assert set(some) < set(most) <= {(k, k + 30) for k in range(30)}
+
+
+def test_trained_networks_are_no_copies_of_each_other_and_later_epochs_are_near_copies() -> None:
+    plan = make_plan(ZooSpec("zoo", hyperparameters={"epochs": 12}, checkpoints=(10, 12), seeds=tuple(range(20))))
+    (runs,) = plan.runs.values()
+    symmetry = symmetry_of(runs[0].architecture)
+    weights = train(runs, plan.data, impl="compiled").weights.numpy()
+    assert find_duplicates(symmetry, weights[:, 0], near=0.6) == []
+    later = symmetry.permute(weights[:3, 1], symmetry.random(3))
+    found = find_duplicates(symmetry, np.concatenate([weights[:, 0], later]))
+    assert [(group.models, group.kind) for group in found] == [((k, 20 + k), "near") for k in range(3)]

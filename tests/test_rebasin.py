@@ -11,6 +11,7 @@ from benchmarks.planted import plain_port
 from kernels.population import forward
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import Alignment, AlignmentError
+from weightspace.rebasin.descent import descend
 from weightspace.rebasin.estimate import estimate
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
@@ -141,6 +142,12 @@ def test_a_group_on_both_axes_of_a_tensor() -> None:
     found = match_weights(symmetry, others, weights)
     assert (found.after >= found.before).all()
     assert found.after.mean() > found.before.mean() + 20  # of a norm of 200
+    a, b = torch.from_numpy(weights), torch.from_numpy(others)
+    last = found.before
+    for sweeps in range(1, 6):  # the slope overshoots: steps that lower the objective are not taken
+        value = objective(symmetry, descend(symmetry, b, a, names=["h"], sweeps=sweeps).moved, a)
+        assert (value >= last - 1e-12 * np.abs(last)).all()  # rounding of sums
+        last = value
     with pytest.raises(AlignmentError, match="compiled code takes"):
         match_weights(symmetry, others, weights, impl="compiled")
 
@@ -253,6 +260,25 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     given = {"symmetry": MLP.symmetry} | good | change
     with pytest.raises(AlignmentError, match=message):
         match_weights(given.pop("symmetry"), given.pop("weights"), given.pop("reference"), **given)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layerwise_order_alone_finds_planted_permutations(family: str) -> None:
+    network = FAMILIES[family](8)
+    weights = network.random_weights(5)
+    for name, shape in shapes(network.symmetry).items():
+        if len(shape) == 1:  # else biases alone would tell all units apart
+            network.symmetry.layout.tensor(weights, name)[...] = 1
+    planted = network.symmetry.permute(weights, network.symmetry.random(5))
+    found = match_weights(network.symmetry, planted, weights, layerwise=True, sweeps=0)
+    assert torch.equal(moved(network.symmetry, planted, found), weights)
+
+
+def test_the_objective_counts_what_moves() -> None:
+    symmetry = plain({"a": ("h", None), "b": (None, "h")}, {"a": (2, 2), "still": (3,), "b": (1, 2)})
+    weights = np.arange(9.0)[None]
+    assert objective(symmetry, weights, weights[0]).tolist() == [0 + 1 + 4 + 9 + 49 + 64]
+    assert objective(symmetry, weights, 2 * weights).tolist() == [2 * 127]
 
 
 def test_residual_streams_are_told_from_chains() -> None:
