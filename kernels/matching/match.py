@@ -41,7 +41,7 @@ from kernels.programs import Program, sources
 SOURCES = sources(
     "matching/*.py", "assignment/paths.py", "assignment/scan.py", "lanes/vectors.py", "learning.py", "mlp/tiles.py"
 )
-TOGETHER = 1 << 22  # numbers: models whose weights a thread takes at once, as long as there are enough for all
+TOGETHER = 1 << 25  # multiply-adds, about: the models that a thread takes at once, if there are enough for all
 
 
 @dataclass(frozen=True)
