@@ -189,12 +189,11 @@ def test_no_way_to_order_heads_loses_anything(name: str, heads: str) -> None:
 def test_heads_alone_or_what_is_inside_alone() -> None:
     symmetry = attention(3, 4, 8)
     a, b = drawn(symmetry, 5), drawn(symmetry, 5, seed=1)
-    start = symmetry.random(5, seed=2)
+    start = symmetry.random(5, seed=3)  # one where no order of three heads is the best already
     for groups in (["heads"], ["qk"], ["heads", "vo"], ["qk", "vo"]):
         found = match_weights(symmetry, b, a, start=start, groups=groups)
         gained = found.after - objective(symmetry, symmetry.permute(b, start), a)
-        assert (gained >= 0).all()
-        assert gained.max() > 0  # of three heads the order drawn may be the best one already
+        assert (gained > 0).all()
         if "heads" not in groups:
             np.testing.assert_array_equal(found.permutations["heads"], start["heads"])
         else:  # what is inside moves with its head, in the order that it has
