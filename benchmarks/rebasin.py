@@ -82,17 +82,13 @@ def make_zoo(width: int, models: int, training: str, first_seed: int = 0) -> Zoo
 
 def to_reference(symmetry: Symmetry, weights: np.ndarray) -> np.ndarray:
     """Aligned to the first model."""
-    found: np.ndarray = symmetry.permute(
-        weights, match_weights(symmetry, weights, weights[0], threads=1).permutations
-    )
+    found: np.ndarray = symmetry.permute(weights, match_weights(symmetry, weights, weights[0], threads=1).permutations)
     return found
 
 
 def to_universe(symmetry: Symmetry, weights: np.ndarray, **options: Any) -> np.ndarray:
     """In a universe, on one core."""
-    found: np.ndarray = symmetry.permute(
-        weights, align_universe(symmetry, weights, threads=1, **options).permutations
-    )
+    found: np.ndarray = symmetry.permute(weights, align_universe(symmetry, weights, threads=1, **options).permutations)
     return found
 
 
