@@ -33,7 +33,9 @@ from zoo.symmetries import symmetry_of
 from zoo.train import train
 
 PAIRS = 1000  # midpoints evaluated of each population, drawn from all pairs
+MODELS = {32: 100, 128: 30, 512: 8}  # of each width
 LEAST = {32: 0.85, 128: 0.95}
+ZOOS = 5  # for what is compared over zoos
 HELD_OUT = 20  # of the models, in percent, that join a universe of the others
 TRAININGS: dict[str, dict[str, Any]] = {
     "sgd": {"epochs": 20},  # learning rate 0.05, momentum 0.9, batches of 32
@@ -109,7 +111,7 @@ def merge_many(symmetry: Symmetry, weights: np.ndarray, seed: int = 0) -> np.nda
     return canonical.astype(np.float32)
 
 
-def balanced(symmetry: Symmetry, weights: np.ndarray, exact: bool = True) -> np.ndarray:
+def balanced(symmetry: Symmetry, weights: np.ndarray, exact: bool = False) -> np.ndarray:
     found: np.ndarray = symmetry.scale(weights, balance(symmetry, weights, exact=exact))
     return found
 
@@ -125,7 +127,7 @@ VIEWS: dict[str, View] = {
     "balanced, universe": lambda s, w: to_universe(s, balanced(s, w)),
     "balanced, universe, frank_wolfe": lambda s, w: to_universe(s, balanced(s, w), method="frank_wolfe"),
     "balanced, universe, 5 restarts": lambda s, w: to_universe(s, balanced(s, w), restarts=5),
-    "balanced in powers of two, universe": lambda s, w: to_universe(s, balanced(s, w, exact=False)),
+    "balanced exactly, universe": lambda s, w: to_universe(s, balanced(s, w, exact=True)),
 }
 
 
@@ -217,6 +219,32 @@ def joining(zoo: Zoo) -> None:
     record("rebasin", row)
 
 
+def scaling(width: int, models: int, training: str) -> None:
+    """What balancing gives in a universe, and what powers of two cost of it, over zoos that share no seed."""
+    views = ("universe", "balanced exactly, universe", "balanced, universe")
+    found = []
+    for number in range(ZOOS):
+        zoo = make_zoo(width, models, training, first_seed=1000 + number * models)
+        moved = [VIEWS[view](zoo.symmetry, zoo.weights) for view in views]
+        found.append([[pair_midpoints(zoo, m, split).accuracy for m in moved] for split in ("test", "train")])
+    values = np.array(found)  # (zoos, splits, views)
+    gains = {"exact_gain": values[:, :, 1] - values[:, :, 0], "powers_of_two_gain": values[:, :, 2] - values[:, :, 0]}
+    columns: dict[str, float] = {}
+    for name, gain in gains.items():
+        for split, part in zip(("", "train_"), gain.T, strict=True):
+            columns[f"{split}{name}"] = round(float(part.mean()), 3)
+            columns[f"{split}{name}_se"] = round(float(part.std(ddof=1) / np.sqrt(ZOOS)), 3)
+    row = {
+        "operation": f"balance scales of {models} x 64-{width}-{width}-10",
+        "setting": {"training": training, "zoos": ZOOS},
+        "ours": f"midpoints of pairs {columns['powers_of_two_gain']:+.2f} +- {columns['powers_of_two_gain_se']:.2f} "
+        f"points by powers of two, {columns['exact_gain']:+.2f} +- {columns['exact_gain_se']:.2f} exactly",
+        "against": "no balancing",
+        **columns,
+    }
+    record("rebasin", row)
+
+
 def _percent(fraction: float) -> float:
     return round(100 * float(fraction), 2)
 
@@ -224,19 +252,20 @@ def _percent(fraction: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """All populations and views; 1 when one misses its goal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rebasin", description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--widths", type=int, nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--trainings", nargs="+", default=list(TRAININGS), choices=list(TRAININGS))
     parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS), metavar="VIEW")
     given = parser.parse_args(argv)
-    models = {32: 100, 128: 30, 512: 8}
     good = True
     with one_thread():
         for width, training in itertools.product(given.widths, given.trainings):
-            zoo = make_zoo(width, models.get(width, 30), training)
+            zoo = make_zoo(width, MODELS[width], training)
             to_universe(zoo.symmetry, zoo.weights[:2])  # compiles what is not compiled yet
             for view in given.views:
                 good = show(zoo, view) and good
             joining(zoo)
+            if width in LEAST:
+                scaling(width, MODELS[width], training)
     return int(not good)
 
 

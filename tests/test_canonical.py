@@ -15,6 +15,10 @@ from weightspace.duplicates import Duplicates, find_duplicates, invariants
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import AlignmentError
 from weightspace.symmetry import Group, Symmetry, plain
+from zoo.plan import make_plan
+from zoo.spec import ZooSpec
+from zoo.symmetries import symmetry_of
+from zoo.train import train
 
 NETWORKS = {
     "mlp": mlp(6, 10, 10, 4),
@@ -200,3 +204,27 @@ def test_populations_of_none_and_one() -> None:
     symmetry = NETWORKS["mlp"]
     assert find_duplicates(symmetry, drawn(symmetry, 1)) == []
     assert find_duplicates(symmetry, drawn(symmetry, 0)) == []
+
+
+def test_restarts_find_copies_that_one_descent_misses() -> None:
+    symmetry = mlp(3, 6, 6, 6, 6, 2)
+    weights = drawn(symmetry, 30, 2)
+    copies = np.concatenate([shuffled(symmetry, one, 1, seed, [0.02]) for seed, one in enumerate(weights)])
+    both = np.concatenate([weights, copies])
+
+    def found(restarts: int) -> list[tuple[int, ...]]:
+        return [group.models for group in find_duplicates(symmetry, both, restarts=restarts)]
+
+    some, most = found(0), found(10)
+    assert set(some) < set(most) <= {(k, k + 30) for k in range(30)}
+
+
+def test_trained_networks_are_no_copies_of_each_other_and_later_epochs_are_near_copies() -> None:
+    plan = make_plan(ZooSpec("zoo", hyperparameters={"epochs": 12}, checkpoints=(10, 12), seeds=tuple(range(20))))
+    (runs,) = plan.runs.values()
+    symmetry = symmetry_of(runs[0].architecture)
+    weights = train(runs, plan.data, impl="compiled").weights.numpy()
+    assert find_duplicates(symmetry, weights[:, 0], near=0.6) == []
+    later = symmetry.permute(weights[:3, 1], symmetry.random(3))
+    found = find_duplicates(symmetry, np.concatenate([weights[:, 0], later]))
+    assert [(group.models, group.kind) for group in found] == [((k, 20 + k), "near") for k in range(3)]

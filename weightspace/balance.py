@@ -23,7 +23,7 @@ def balance(
     symmetry: Symmetry,
     weights: Any,
     *,
-    exact: bool = True,
+    exact: bool = False,
     signs: bool = False,
     rounds: int = ROUNDS,
     tolerance: float = TOLERANCE,
@@ -37,7 +37,9 @@ def balance(
     Args:
         weights: (models, size), numpy or torch.
         exact: False rounds to powers of two, with which `Symmetry.scale` loses no bit, and its inverse gives the same
-            weights back; the norms then agree within a factor of 2.
+            weights back; the norms then agree within a factor of 2. In universes of digits MLPs that costs 0.32 +- 0.12
+            points of accuracy at midpoints where exact scales gain most (AdamW, width 32: from 91.45 to 92.35 %), and
+            wins 0.18 +- 0.07 where they lose (SGD, width 32, 5 zoos of 100 each); `benchmarks.rebasin`.
         signs: give groups of odd activations signs too, see `canonical_signs`.
         rounds: passes at most. tolerance: relative, of a scale.
 

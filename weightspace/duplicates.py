@@ -84,7 +84,7 @@ def find_duplicates(
     if near is not None and len(classes) > 1:
         firsts = np.array([members[0] for members in classes])
         if scale:
-            values = symmetry.scale(values, balance(symmetry, values, signs=True))
+            values = symmetry.scale(values, balance(symmetry, values, exact=True, signs=True))
         found += _near(symmetry, values[firsts], classes, near, neighbours, options)
     return sorted(found, key=lambda group: (group.models[0], group.kind))
 
