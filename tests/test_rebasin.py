@@ -339,3 +339,15 @@ def test_straight_through_lowers_the_loss_half_way() -> None:
         refine_straight_through(symmetry, weights[1:], weights[0], batches, lambda w, b: cross_entropy(w, b).mean())
     with pytest.raises(AlignmentError, match="needs batches"):
         refine_straight_through(symmetry, weights[1:], weights[0], [], cross_entropy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_planted_permutations_are_recovered_on_a_gpu(family: str) -> None:
+    network = FAMILIES[family](16)
+    weights = network.random_weights(20).cuda()
+    planted = network.symmetry.permute(weights, network.symmetry.random(20))
+    found = match_weights(network.symmetry, planted, weights)
+    assert torch.equal(moved(network.symmetry, planted, found), weights)
+    alone = match_weights(network.symmetry, planted.cpu(), weights.cpu(), impl="reference")
+    np.testing.assert_allclose(found.after, alone.after, rtol=1e-12)  # float64 sums in another order
