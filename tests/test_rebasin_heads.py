@@ -157,6 +157,16 @@ def test_the_joint_step_is_the_best_of_all_orders() -> None:
         assert value[model] == pytest.approx(objective(symmetry, trials, a[model]).max(), rel=1e-12)  # rounding of sums
 
 
+def test_pairs_of_units_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    symmetry = attention(5, 3, 6)
+    a, b = drawn(symmetry, 4), drawn(symmetry, 4, seed=1)
+    whole = match_weights(symmetry, b, a)
+    monkeypatch.setattr("weightspace.rebasin.heads.PAIRED", 2 * symmetry.layout.size)
+    parts = match_weights(symmetry, b, a)
+    for name in symmetry.moving:
+        np.testing.assert_array_equal(parts.permutations[name], whole.permutations[name])
+
+
 def test_singular_values_do_not_see_orders_within_heads_or_of_the_stream() -> None:
     symmetry = attention(4, 5, 9)
     a = drawn(symmetry, 3)
