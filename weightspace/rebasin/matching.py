@@ -19,6 +19,7 @@ from weightspace.rebasin import starts
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.compiled import descend_compiled, fits
 from weightspace.rebasin.descent import SWEEPS, Descent, descend, over
+from weightspace.rebasin.heads import PAIRED
 from weightspace.rebasin.objective import checked, checked_start, chosen_groups, counted, objective, pick
 from weightspace.rebasin.steps import HEADS, plan_steps
 from weightspace.symmetry import Permutations, Symmetry
@@ -158,7 +159,8 @@ def working_bytes(
         pairs = shape[-1] if step.children else 1
         inner = max((symmetry.groups[child].size for child in step.children), default=0)
         square = int(np.prod(shape)) * shape[-1] * (1 + inner**2)
-        largest = max(largest, int(entries) * pairs * (16 + (4 * itemsize if step.children else 0)) + 16 * square)
+        numbers = min(int(entries) * pairs, max(PAIRED, int(entries)))
+        largest = max(largest, numbers * (16 + (4 * itemsize if step.children else 0)) + 16 * square)
     return symmetry.layout.size * itemsize * 4 + largest
 
 
