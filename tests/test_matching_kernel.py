@@ -12,14 +12,14 @@ from kernels.matching.problem import Block, Problem
 from weightspace.layout import Layout
 from weightspace.rebasin.compiled import problem_of
 from weightspace.rebasin.matching import match_weights
-from weightspace.rebasin.objective import objective
+from weightspace.rebasin.objective import counted, objective
 from weightspace.symmetry import Symmetry
 
 SYMMETRIES = {
     "mlp": mlp(33).symmetry,
     "three hidden layers": mlp(12, depth=3).symmetry,
-    "cnn": FAMILIES["cnn"](8).symmetry,
-    "resnet": FAMILIES["resnet"](6).symmetry,
+    "cnn": counted(FAMILIES["cnn"](8).symmetry),
+    "resnet": counted(FAMILIES["resnet"](6).symmetry),
     "width one": Symmetry(
         Layout(("a", "b", "c"), ((1, 4), (5, 1), (2, 5))), {"a": ("h", None), "b": ("k", "h"), "c": (None, "k")}
     ),
