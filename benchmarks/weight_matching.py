@@ -106,7 +106,7 @@ def lean(
 
 
 def one_by_one(
-    match: Callable[..., dict[str, np.ndarray]], symmetry: Symmetry, reference: np.ndarray, weights: np.ndarray
+    match: Callable[..., Any], symmetry: Symmetry, reference: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Permutations (models, n) of each group; reference (size,), weights (models, size)."""
 

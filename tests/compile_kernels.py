@@ -31,8 +31,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 def programs() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]:
     """Name, kernel, types of arguments, constants and warps."""
     for kind, constants, warps in triton_paths.configurations():
-        types = {"costs": f"*{kind}", "starts": f"*{kind}", "columns": "*i32", "prices": f"*{kind}", "scans": "*i32"}
-        yield f"assign {kind}", triton_paths.assign_kernel, {**types, "n": "i32"}, constants, warps
+        types = {"costs": f"*{kind}", **dict.fromkeys(("factors", "starts"), "*fp64"), "columns": "*i32"}
+        types |= {"prices": "*fp64", "scans": "*i32", "n": "i32"}
+        yield f"assign {kind}", triton_paths.assign_kernel, types, constants, warps
+    for kind in ("fp32", "fp64"):
+        types = {"costs": f"*{kind}", **dict.fromkeys(("factors", "prices", "minima"), "*fp64"), "n": "i32"}
+        yield f"bound {kind}", triton_paths.bound_kernel, types, triton_paths.BOUND, 4
     for kind, constants, warps in triton_gather.configurations():
         tables = {"index": "*i32", "segments": "*i64", "tiles": "*i64"}
         counts = dict.fromkeys(("tile_count", "size", "source_stride", "index_width"), "i32")

@@ -28,6 +28,13 @@ def surrounded(values: Tensor, margin: int = 37) -> Tensor:
     return rows.view(*front, width)[..., :last]
 
 
+def between(values: Tensor, margin: int = 37) -> Tensor:
+    """The values as a contiguous view into a larger buffer, with NaN before and behind."""
+    buffer = torch.full((2 * margin + values.numel(),), poison(values.dtype), dtype=values.dtype, device=values.device)
+    inside = buffer[margin : margin + values.numel()].view(values.shape)
+    return inside.copy_(values)
+
+
 def poison(dtype: torch.dtype) -> float:
     """A number that no result may hold."""
     return float("nan") if dtype.is_floating_point else POISON[dtype]

@@ -323,7 +323,7 @@ def test_the_command(zoo: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["align", str(zoo), "--where", "width = 4"])
     assert done.exit_code == 0, done.output
-    assert "12 rows aligned by 1 permutations; similarity" in done.output
+    assert "12 rows aligned by 1 permutations; cosine with the universe" in done.output
     done = runner.invoke(app, ["align", str(zoo), "--json"])
     assert [(one["rows"], one["before"]) for one in json.loads(done.stdout)] == [(0, 12), (12, 0)]
     done = runner.invoke(app, ["align", str(zoo), "--method", "nearest"])

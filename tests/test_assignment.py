@@ -14,8 +14,8 @@ from kernels.assignment import assign as module
 from kernels.assignment.assign import EXACT, Assignment, assign, certificate, prices, reference
 from kernels.assignment.sinkhorn import sinkhorn_prices
 from kernels.assignment.tighten import tighten
-from kernels.assignment.triton_paths import EXACT_UP_TO, PACKED_UP_TO, solve_triton
-from tests.kernel_inputs import empty_is_nan, surrounded
+from kernels.assignment.triton_paths import EXACT_UP_TO, PACKED_UP_TO, row_minima, solve_triton
+from tests.kernel_inputs import between, empty_is_nan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLEMENTATIONS = ["reference", "triton"] if DEVICE == "cuda" else ["reference", "compiled", "triton"]
@@ -69,7 +69,7 @@ def test_totals_are_the_least_and_proven(kind: str, impl: str) -> None:
     for n in (1, 2, 11):
         cost = costs_of(kind, 2, n)
         with empty_is_nan():
-            found = assign(surrounded(cost), impl=impl)
+            found = assign(between(cost), impl=impl)
         assert found.columns.shape == found.v.shape == (2, n)
         check(cost, found)
 
@@ -77,9 +77,9 @@ def test_totals_are_the_least_and_proven(kind: str, impl: str) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("n", "kind"), [(32, "similarity"), (33, "random"), (32, "dead")])
 def test_a_gpu_program_with_a_full_tile_and_one_more(n: int, kind: str, packed: bool) -> None:
-    cost = costs_of(kind, 1, n, torch.float32 if packed else torch.float64)
+    cost = costs_of(kind, 1, n)
     with empty_is_nan():
-        columns, v, scans = solve_triton(cost, torch.zeros(1, n, device=DEVICE))
+        columns, v, scans = solve_triton(between(cost), between(cost.new_zeros(1, n).double()), exact=not packed)
     allowed = n * (1e-6 if packed else 1e-14)  # costs are a few units large: rounding of float32, float64
     np.testing.assert_allclose(totals(cost, columns), best(cost), rtol=0, atol=allowed)
     gap, _ = certificate(cost, columns, v)
@@ -202,6 +202,18 @@ def test_prices_of_float32_become_proofs() -> None:
     assert (tighten(cost.numpy(), one, wrong.numpy(), rough.numpy(), allowed, 20)[1] > 1e-3).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bounds_of_a_gpu_are_those_of_the_definition(dtype: torch.dtype) -> None:
+    for batch, n in ((2, 1), (2, 9), (1, 129)):
+        cost = costs_of("random", batch, n, dtype)
+        v = torch.randn(batch, n, device=DEVICE).double()
+        factor = torch.tensor([-2.0, 0.5], device=DEVICE).double()[:batch]
+        with empty_is_nan():
+            found = row_minima(between(cost), factor, between(v))
+        expected = (cost.double() * factor[:, None, None] - v[:, None]).amin(2)
+        torch.testing.assert_close(found, expected, rtol=1e-15, atol=1e-15)
+
+
 def test_threads_and_companions_change_no_bit() -> None:
     cost = costs_of("similarity", 7, 20).cpu()
     alone = assign(cost, threads=1)
@@ -252,9 +264,9 @@ def test_bad_input_is_refused(given_: Tensor, options: dict[str, Any], message: 
 
 
 def test_what_a_gpu_program_cannot_hold_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for n, dtype in ((PACKED_UP_TO + 1, torch.float32), (EXACT_UP_TO + 1, torch.float64)):
+    for n, exact in ((PACKED_UP_TO + 1, False), (EXACT_UP_TO + 1, True)):
         with pytest.raises(ValueError, match="got"):
-            solve_triton(torch.zeros(0, n, n, dtype=dtype), torch.zeros(0, n))
+            solve_triton(torch.zeros(0, n, n), torch.zeros(0, n), exact=exact)
     monkeypatch.setattr("kernels.assignment.triton_paths.PACKED_UP_TO", 3)
     monkeypatch.setattr("kernels.assignment.triton_paths.EXACT_UP_TO", 3)
     cost = costs_of("random", 2, 5)
@@ -272,8 +284,9 @@ def test_every_configuration_on_a_gpu(n: int, dtype: torch.dtype) -> None:
     for kind in ("similarity", "ties", "dead"):
         cost = costs_of(kind, batch, n, dtype)
         if dtype == torch.float32 or n <= EXACT_UP_TO:
-            columns, _, _ = solve_triton(cost, torch.zeros(batch, n, device=DEVICE))
-            allowed = n * float(cost.abs().max()) * (1e-6 if dtype == torch.float32 else 1e-13)
+            exact = dtype == torch.float64
+            columns, _, _ = solve_triton(cost, torch.zeros(batch, n, device=DEVICE), exact=exact)
+            allowed = n * float(cost.abs().max()) * (1e-13 if exact else 1e-6)
             np.testing.assert_allclose(totals(cost, columns), best(cost), rtol=0, atol=allowed)
         check(cost, assign(cost, impl="triton"))
 

@@ -87,9 +87,10 @@ def test_whole_numbers_are_exact(dtype: Any) -> None:
 @given(st.data(), st.integers(1, 12), st.sampled_from(TYPES))
 def test_any_prices_begin(data: st.DataObject, n: int, dtype: Any) -> None:
     """Any numbers, NaN and infinity too; with costs of few values, where whatever can tie does."""
-    width = 32 if dtype == np.float32 else 64
-    costs = np.array(data.draw(st.lists(st.integers(-2, 2), min_size=n * n, max_size=n * n)), dtype).reshape(1, n, n)
-    start = np.array(data.draw(st.lists(st.floats(width=width), min_size=n, max_size=n)), dtype)[None]
+    numbers = st.floats(width=32) if dtype == np.float32 else st.floats()
+    drawn = data.draw(st.lists(st.integers(-2, 2), min_size=n * n, max_size=n * n))
+    costs = np.array([drawn], np.int64).astype(dtype).reshape(1, n, n)
+    start = np.array([data.draw(st.lists(numbers, min_size=n, max_size=n))], np.float64).astype(dtype)
     columns, _ = solve(costs, start)
     assert_least(costs, columns)
 

@@ -270,5 +270,5 @@ def test_settings_are_plain() -> None:
     settings = METRICS["mode_connectivity"].settings
     assert settings["epochs"] == 50
     assert settings["points"] == 5
-    assert METRICS["mode_connectivity"].given == {"loss_function"}
+    assert METRICS["mode_connectivity"].given == {"loss_function", "train_x"}
     assert METRICS["linear_barrier"].settings["frame"] is None

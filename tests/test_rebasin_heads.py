@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.families import vit
 from weightspace.layout import Layout
-from weightspace.rebasin.heads import joint_order, singular_order
+from weightspace.rebasin.heads import inside, joint_order, singular_order
 from weightspace.rebasin.matching import match_weights
 from weightspace.rebasin.objective import objective
 from weightspace.rebasin.steps import plan_steps
@@ -60,11 +60,19 @@ NESTED = hand(  # units inside units inside units
     {"w": ((24, "a b c"), (6, None)), "v": ((5, "d"), (24, "a b c")), "u": ((2, None), (5, "d"))},
     {"a": Group(2), "b": Group(3, "a"), "c": Group(4, "b"), "d": Group(5)},
 )
+SQUARE = hand(  # a residual stream with GroupNorm: the same groups on both axes of a convolution
+    {
+        "stem": ((12, "norm channels"), (8, None)),
+        "beside": ((12, "norm channels"), (12, "norm channels"), (2, None)),
+        "head": ((3, None), (12, "norm channels")),
+    },
+    {"norm": Group(4), "channels": Group(3, "norm")},
+)
 HELD = hand(  # heads that stay, as those of a grouped norm in front of fixed channels would
     {"w": ((12, "a b"), (6, None)), "v": ((5, None), (12, "a b"))}, {"a": Group(3, fixed=True), "b": Group(4, "a")}
 )
 SYMMETRIES = {
-    "attention": attention(3, 4, 8), "grouped": GROUPED, "norm": NORM, "nested": NESTED, "held": HELD,
+    "attention": attention(3, 4, 8), "grouped": GROUPED, "norm": NORM, "nested": NESTED, "square": SQUARE, "held": HELD,
 }  # fmt: skip
 
 
@@ -80,6 +88,20 @@ def test_planted_orders_of_units_inside_units_are_recovered(name: str, heads: st
     planted = symmetry.permute(weights, symmetry.random(20, seed=1))
     found = match_weights(symmetry, planted, weights, heads=heads, layerwise=True)
     np.testing.assert_array_equal(symmetry.permute(planted, found.permutations), weights)
+
+
+def test_what_lies_inside_a_unit_that_stands_on_both_axes() -> None:
+    """Cut at the unit on one axis, channels of the other axis lie in any group, and stay."""
+    (step,) = plan_steps(SQUARE, ["norm", "channels"])
+    assert not step.exact
+    within = inside(SQUARE, step.places, step.children)
+    assert list(within.axes.values()) == [
+        ("channels", None),
+        ("channels", None, None, None),
+        (None, None, "channels", None),
+        (None, "channels"),
+    ]
+    assert within.layout.shapes == ((3, 8), (3, 4, 3, 2), (4, 3, 3, 2), (3, 3))
 
 
 def test_one_level_at_a_time_finds_less() -> None:
@@ -170,7 +192,9 @@ def test_heads_alone_or_what_is_inside_alone() -> None:
     start = symmetry.random(5, seed=2)
     for groups in (["heads"], ["qk"], ["heads", "vo"], ["qk", "vo"]):
         found = match_weights(symmetry, b, a, start=start, groups=groups)
-        assert (found.after > objective(symmetry, symmetry.permute(b, start), a)).all()
+        gained = found.after - objective(symmetry, symmetry.permute(b, start), a)
+        assert (gained >= 0).all()
+        assert gained.max() > 0  # of three heads the order drawn may be the best one already
         if "heads" not in groups:
             np.testing.assert_array_equal(found.permutations["heads"], start["heads"])
         else:  # what is inside moves with its head, in the order that it has

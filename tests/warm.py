@@ -6,12 +6,14 @@ slower, since coverage looks on. What is not compiled here a test compiles itsel
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from logging.handlers import BufferingHandler
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from kernels.curvature.trace import exact_trace
 from kernels.curves.recipe import Recipe
 from kernels.permute.compiled import gather_compiled
 from kernels.permute.gather import Gather
+from kernels.programs import LOG
 from tests.test_registers import HERE, NARROWER, run
 from weightspace.rebasin.matching import match_weights
 from weightspace.symmetry import Symmetry
@@ -84,17 +87,29 @@ def matching(dtype: torch.dtype) -> None:
 
 # The longest first, so that all cores end at about the same time.
 PROGRAMS: tuple[Callable[[torch.dtype], None], ...] = (products, training, curves, traces, evaluation, matching)
-JOBS: list[partial[None]] = [partial(registers, width) for width in NARROWER if HERE]
-JOBS += [partial(program, dtype) for program in PROGRAMS for dtype in FLOATS]
+JOBS = [partial(program, dtype) for program in PROGRAMS for dtype in FLOATS]
+
+
+def work(job: Callable[[], None]) -> bool:
+    """Do a job; whether something was compiled for it, which is said as well."""
+    listener = BufferingHandler(1000)
+    LOG.addHandler(listener)
+    LOG.setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    try:
+        job()
+    finally:
+        LOG.removeHandler(listener)
+    return bool(listener.buffer)
 
 
 def main() -> None:
-    """All jobs, as many at a time as there are cores."""
+    """All jobs, as many at a time as there are cores; then those for other processors, unless all was there already."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that start now, as in tests/conftest.py
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(JOBS)), mp_context=context) as pool:
-        for job in [pool.submit(job) for job in JOBS]:
-            job.result()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        if any(list(pool.map(work, JOBS))) and HERE:
+            list(pool.map(registers, NARROWER))
 
 
 if __name__ == "__main__":

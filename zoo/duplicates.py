@@ -39,7 +39,7 @@ def duplicates(
         scale: find copies whose ReLU units were scaled, or tanh units flipped, too.
 
     Returns:
-        group (a number), kind ("exact" or "near"), distance, variant, run, epoch; sorted by group. None: an empty table.
+        group (a number), kind ("exact" or "near"), distance, variant, run, epoch; sorted by group; empty for none.
 
     Raises:
         QueryError: see `catalog.query`. AlignError: weights that cannot be compared.

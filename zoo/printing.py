@@ -63,7 +63,11 @@ def print_aligned(found: Sequence[Aligned]) -> None:
             continue
         before = f", {one.before} were there" if one.before else ""
         left = f", {one.left} left for want of time" if one.left else ""
-        gain = "" if one.similarity is None else f"; similarity {one.similarity[0]:.2f} -> {one.similarity[1]:.2f}"
+        gain = (
+            ""
+            if one.similarity is None
+            else f"; cosine with the universe {one.similarity[0]:.2f} -> {one.similarity[1]:.2f}"
+        )
         proof = f", outputs equal to {one.certificate:.0e}" if one.rows else ""
         print(f"{one.variant}: {one.rows} rows aligned by {one.groups} permutations{before}{left}{gain}{proof}")
 

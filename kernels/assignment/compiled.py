@@ -86,7 +86,8 @@ def solve(
     if not cost.size:
         return columns, prices
     cost = np.require(cost, requirements=("C", "W"))  # numba would compile once more for other arrays
-    largest = np.maximum(cost.max((1, 2)), -cost.min((1, 2))).astype(dtype)
+    flat = cost.reshape(batch, -1)
+    largest = np.maximum(flat.max(1), -flat.min(1)).astype(dtype)
     own = powers_of_two(largest) if factors is None else np.ones_like(largest)
     factors = own if factors is None else factors
     warm = np.zeros(batch, np.bool_)

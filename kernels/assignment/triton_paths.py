@@ -13,25 +13,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PACKED_UP_TO, EXACT_UP_TO = (
-    16383,
-    4096,
-)  # units: the most that a key has bits for; the most that fits into registers in float64
+PACKED_UP_TO = 16383  # columns in float32: what a key has bits for
+EXACT_UP_TO = 4096  # columns in float64: what fits into registers
+BOUND = {"ROWS": 8, "COLUMNS": 128}
 FARTHEST = 1e4  # of the largest cost: prices beyond that are of another problem, and would cost digits
 
 
 def configurations() -> list[tuple[str, dict[str, int | bool], int]]:
-    """(type of costs, constants, warps) of every program that can be launched."""
-    sizes = [1 << power for power in range(5, 15)]
+    """(type of costs, constants, warps) of every program of `solve_triton`."""
+    sizes = [32, *(1 << power for power in range(7, 15))]
+    exact = [size for size in sizes if size <= EXACT_UP_TO]
     return [
         *(("fp32", {"N": size, "PACKED": True}, warps(size, True)) for size in sizes),
-        *(("fp64", {"N": size, "PACKED": False}, warps(size, False)) for size in sizes if size <= EXACT_UP_TO),
+        *((kind, {"N": size, "PACKED": False}, warps(size, False)) for kind in ("fp32", "fp64") for size in exact),
     ]
 
 
 def lanes(n: int) -> int:
-    """Columns that a program for n columns has: a power of two, 32 at least."""
-    return max(32, triton.next_power_of_2(n))
+    """Columns that a program for n columns has: 32, 128, or a power of two from there."""
+    return 32 if n <= 32 else max(128, triton.next_power_of_2(n))
 
 
 def warps(size: int, packed: bool) -> int:
@@ -64,31 +64,45 @@ def _nearest(distance, row_of, lane, N: tl.constexpr, PACKED: tl.constexpr):  # 
 
 
 @triton.jit
+def _reduced(cost, row, n, lane, factor, v, PACKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Costs of a row, scaled, less the prices; infinite beyond the last column."""
+    c = tl.load(cost + row * n + lane, mask=lane < n, other=0.0)
+    if PACKED:
+        return tl.where(lane < n, c * factor - v, float("inf"))
+    else:
+        return tl.where(lane < n, c.to(tl.float64) * factor - v, float("inf"))
+
+
+@triton.jit
 def assign_kernel(  # type: ignore[no-untyped-def]
-    costs, starts, columns, prices, scans, n, N: tl.constexpr, PACKED: tl.constexpr
+    costs, factors, starts, columns, prices, scans, n, N: tl.constexpr, PACKED: tl.constexpr
 ):
-    """Columns, prices and the number of scans of one problem (n, n) with finite costs."""
+    """Columns, prices and the number of scans of one problem (n, n), of which the costs are taken times a factor."""
     problem = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, N)
     inside = lane < n
     cost = costs + problem * n * n
     INF = float("inf")
+    factor = tl.load(factors + problem)
     v = tl.load(starts + problem * n + lane, mask=inside, other=0.0)
+    if PACKED:
+        factor = factor.to(tl.float32)
+        v = v.to(tl.float32)
     row_of = tl.full((N,), -1, tl.int32)
     for i in range(0, n):
-        reduced = tl.load(cost + i * n + lane, mask=inside, other=INF) - v
+        reduced = _reduced(cost, i, n, lane, factor, v, PACKED)
         low, column, row = _nearest(reduced, row_of, lane, N, PACKED)
         row_of = tl.where((lane == column) & (row < 0), i, row_of)
     count = n
     for start in range(0, n):
         if tl.max((row_of == start).to(tl.int32), axis=0) == 0:
-            distance = tl.load(cost + start * n + lane, mask=inside, other=INF) - v
+            distance = _reduced(cost, start, n, lane, factor, v, PACKED)
             before = tl.full((N,), 0, tl.int32) + start
             done = lane >= n
             low, column, row = _nearest(distance, row_of, lane, N, PACKED)
             while row >= 0:
                 done = done | (lane == column)
-                reduced = tl.load(cost + row * n + lane, mask=inside, other=INF) - v
+                reduced = _reduced(cost, row, n, lane, factor, v, PACKED)
                 less = tl.sum(tl.where(lane == column, reduced, 0.0), axis=0) - low
                 reduced = reduced - less
                 nearer = (reduced < distance) & (~done)
@@ -109,29 +123,67 @@ def assign_kernel(  # type: ignore[no-untyped-def]
     tl.store(scans + problem, count)
 
 
-def solve_triton(cost: Tensor, v0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns (batch, n) int32, prices (batch, n) in the costs' type, and scans of a row (batch,) int32.
+@triton.jit
+def bound_kernel(  # type: ignore[no-untyped-def]
+    costs, factors, prices, minima, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """min_j (c_ij - v_j) in float64 of some rows i of one problem."""
+    program = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(n, ROWS)
+    problem = program // tiles
+    row = (program % tiles) * ROWS + tl.arange(0, ROWS)
+    factor = tl.load(factors + problem)
+    least = tl.full((ROWS, COLUMNS), float("inf"), tl.float64)
+    for first in range(0, n, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        inside = (row < n)[:, None] & (column < n)[None, :]
+        c = tl.load(costs + problem * n * n + row[:, None] * n + column[None, :], mask=inside, other=0.0)
+        v = tl.load(prices + problem * n + column, mask=column < n, other=0.0)
+        here = c.to(tl.float64) * factor - v[None, :]
+        least = tl.where(inside, tl.minimum(least, here), least)
+    tl.store(minima + problem * n + row, tl.min(least, axis=1), mask=row < n)
+
+
+def solve_triton(
+    cost: Tensor, v0: Tensor, factor: Tensor | None = None, *, exact: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns (batch, n) int32, prices (batch, n) float64, and scans of a row (batch,) int32.
 
     Args:
-        cost: (batch, n, n), finite, float32 (packed keys) or float64, the largest about 1 so that no sum overflows.
+        cost: (batch, n, n) float32 or float64, finite.
         v0: (batch, n), prices to begin from; those far beyond the costs are cut off.
+        factor: (batch,) float64. The problems, and all prices, are those of cost times factor, which must be near 1 so
+            that no sum overflows.
+        exact: float64 inside, not float32 with packed keys.
 
     Raises:
         ValueError: n beyond what a program holds: 16,383 in float32, 4,096 in float64.
     """
     batch, n, _ = cost.shape
-    packed = cost.dtype == torch.float32
-    if n > (PACKED_UP_TO if packed else EXACT_UP_TO):
+    if n > (EXACT_UP_TO if exact else PACKED_UP_TO):
         raise ValueError(
             f"a GPU program holds {PACKED_UP_TO} columns, {EXACT_UP_TO} in float64, got {n}; use impl='compiled'"
         )
+    factor = torch.ones(batch, dtype=torch.float64, device=cost.device) if factor is None else factor
+    if cost.dtype == torch.float64 and not exact:  # not compiled for: float64 costs of usual size go to the exact one
+        cost, factor = (cost * factor[:, None, None]).float(), torch.ones_like(factor)
     columns = torch.empty(batch, n, dtype=torch.int32, device=cost.device)
-    prices = torch.empty(batch, n, dtype=cost.dtype, device=cost.device)
+    prices = torch.empty(batch, n, dtype=torch.float64, device=cost.device)
     scans = torch.empty(batch, dtype=torch.int32, device=cost.device)
     if columns.numel():
-        start = v0.clamp(-FARTHEST, FARTHEST).to(cost.dtype).contiguous()
-        size = lanes(n)
+        start, size = v0.double().clamp(-FARTHEST, FARTHEST).contiguous(), lanes(n)
         assign_kernel[(batch,)](
-            cost.contiguous(), start, columns, prices, scans, n, N=size, PACKED=packed, num_warps=warps(size, packed)
-        )
+            cost.contiguous(), factor.contiguous(), start, columns, prices, scans, n, N=size, PACKED=not exact,
+            num_warps=warps(size, not exact),
+        )  # fmt: skip
     return columns, prices, scans.zero_() if n == 0 else scans
+
+
+def row_minima(cost: Tensor, factor: Tensor, v: Tensor) -> Tensor:
+    """min_j (c_ij - v_j), (batch, n) float64; c is cost (batch, n, n), float32 or float64, times factor (batch,)."""
+    batch, n, _ = cost.shape
+    minima = torch.empty(batch, n, dtype=torch.float64, device=cost.device)
+    if minima.numel():
+        grid = (batch * triton.cdiv(n, BOUND["ROWS"]),)
+        bound_kernel[grid](cost.contiguous(), factor.contiguous(), v.contiguous(), minima, n, **BOUND, num_warps=4)
+    return minima

@@ -24,6 +24,7 @@ PART = 1 << 20  # bytes that a thread is worth
 BEGIN, ROWS, COLS, INNER, ROW, COL = 0, 1, 2, 3, 4, 8
 FIELDS = 12
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+compiled = njit(**OPTIONS)
 
 
 def _reader(bits: int, signed: bool) -> Any:
@@ -48,28 +49,64 @@ _u8, _u16, _u32 = (_reader(bits, False) for bits in (8, 16, 32))
 _i8, _i16, _i32, _i64 = (_reader(bits, True) for bits in (8, 16, 32, 64))
 
 
-@njit(**OPTIONS)
+@compiled
 def _copy(source: np.ndarray, target: np.ndarray) -> None:
     for at in range(np.uint64(len(target))):
         target[at] = source[at]
 
 
-@njit(**OPTIONS)
+@compiled
 def _pick(source: np.ndarray, index: np.ndarray, target: np.ndarray) -> None:
     for at in range(np.uint64(len(target))):  # unsigned: no test for places counted from the end
         target[at] = source[np.uint64(index[at])]
 
 
-@njit(**OPTIONS)
+@compiled
 def spread(rows: int, inner: int) -> bool:
     """Whether runs are so short, and rows so many, that an index for each number is faster."""
     return rows > 1 and 1 < inner <= 32
 
 
+@compiled
+def _indices(index: np.ndarray, model: int, count: int, kept: np.ndarray) -> bool:
+    """Put the indices of a model, described as in a plan, into `kept`; whether one of them is outside 0..count - 1."""
+    address, step, kind = index[0] + model * index[1], index[2], index[3]
+    if kind == 0:
+        for at in range(count):
+            kept[at] = at
+    elif kind == -8 or kind == 8:  # beyond int64 they read as negative
+        for at in range(count):
+            kept[at] = _i64(address + at * step)
+    elif kind == -4:
+        for at in range(count):
+            kept[at] = _i32(address + at * step)
+    elif kind == 4:
+        for at in range(count):
+            kept[at] = _u32(address + at * step)
+    elif kind == -2:
+        for at in range(count):
+            kept[at] = _i16(address + at * step)
+    elif kind == 2:
+        for at in range(count):
+            kept[at] = _u16(address + at * step)
+    elif kind == -1:
+        for at in range(count):
+            kept[at] = _i8(address + at * step)
+    else:
+        for at in range(count):
+            kept[at] = _u8(address + at * step)
+    bad = 0
+    for at in range(count):
+        bad += kept[at] < 0 or kept[at] >= count
+    return bad > 0
+
+
 def _move(digest: str) -> Any:
     """The compiled program. `digest` is part of what its cache is found by: numba looks at this file only."""
 
-    def move(weights: np.ndarray, out: np.ndarray, plan: np.ndarray, first: int, row: np.ndarray, col: np.ndarray) -> int:  # fmt: skip  # noqa: E501
+    def move(
+        weights: np.ndarray, out: np.ndarray, plan: np.ndarray, first: int, row: np.ndarray, col: np.ndarray
+    ) -> int:
         """0, or 1 + the number of the gather with an index outside its axis.
 
         Args:
@@ -83,39 +120,10 @@ def _move(digest: str) -> Any:
                 begin, rows, cols, inner = plan[number, 0], plan[number, 1], plan[number, 2], plan[number, 3]
                 _copy(source[done:begin], target[done:begin])
                 done = begin + rows * cols * inner
-                for side in range(2):
-                    kept, count, where = (row, rows, ROW) if side == 0 else (col, cols, COL)
-                    kind, step = plan[number, where + 3], plan[number, where + 2]
-                    address = plan[number, where] + (first + model) * plan[number, where + 1]
-                    if kind == 0:
-                        for at in range(count):
-                            kept[at] = at
-                    elif kind == -8 or kind == 8:  # an index beyond int64 reads as negative
-                        for at in range(count):
-                            kept[at] = _i64(address + at * step)
-                    elif kind == -4:
-                        for at in range(count):
-                            kept[at] = _i32(address + at * step)
-                    elif kind == 4:
-                        for at in range(count):
-                            kept[at] = _u32(address + at * step)
-                    elif kind == -2:
-                        for at in range(count):
-                            kept[at] = _i16(address + at * step)
-                    elif kind == 2:
-                        for at in range(count):
-                            kept[at] = _u16(address + at * step)
-                    elif kind == -1:
-                        for at in range(count):
-                            kept[at] = _i8(address + at * step)
-                    else:
-                        for at in range(count):
-                            kept[at] = _u8(address + at * step)
-                    bad = 0
-                    for at in range(count):
-                        bad += kept[at] < 0 or kept[at] >= count
-                    if bad:
-                        return number + 1
+                if _indices(plan[number, ROW:COL], first + model, rows, row):
+                    return number + 1
+                if _indices(plan[number, COL:FIELDS], first + model, cols, col):
+                    return number + 1
                 line, run = cols * inner, inner
                 if spread(rows, inner):  # an index for each number: faster than short runs
                     for c in range(cols - 1, -1, -1):

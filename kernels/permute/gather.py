@@ -47,7 +47,7 @@ def gather_numpy(weights: np.ndarray, gathers: Sequence[Gather], impl: str | Non
     if impl not in (None, "reference", "compiled"):
         raise ValueError(f"impl must be 'reference' or 'compiled', got {impl!r}")
     ordered = checked(weights.shape, gathers)
-    if impl == "compiled" or (impl is None and (weights.nbytes >= WORTH or "kernels.permute.compiled" in sys.modules)):
+    if impl == "compiled" or (impl is None and worth(weights.nbytes)):
         try:
             from kernels.permute.compiled import gather_compiled, takes
         except ImportError:  # no numba
@@ -57,6 +57,11 @@ def gather_numpy(weights: np.ndarray, gathers: Sequence[Gather], impl: str | Non
             if impl is not None or takes(weights.dtype):
                 return gather_compiled(weights, ordered)
     return _plain(weights, ordered)
+
+
+def worth(size: int) -> bool:
+    """Whether compiled code pays for so many bytes of weights: always, once it is loaded."""
+    return size >= WORTH or "kernels.permute.compiled" in sys.modules
 
 
 def checked(shape: tuple[int, ...], gathers: Sequence[Gather]) -> list[Gather]:

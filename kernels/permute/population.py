@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import checked_name, has, on_gpu
-from kernels.permute.gather import WORTH, Gather, checked
+from kernels.permute.gather import Gather, checked, worth
 
 
 def permute_population(weights: Tensor, gathers: Sequence[Gather], *, impl: str | None = None) -> Tensor:
@@ -89,8 +89,9 @@ def _implementation(weights: Tensor, impl: str | None) -> Callable[[Tensor, Sequ
         from kernels.permute.triton_gather import gather_triton
 
         return gather_triton
-    worth = weights.numel() * weights.element_size() >= WORTH and weights.element_size() <= 8
-    if impl == "compiled" or (weights.device.type == "cpu" and worth and has("numba")):
+    size = weights.element_size()
+    pays = size <= 8 and worth(weights.numel() * size) and has("numba")
+    if impl == "compiled" or (weights.device.type == "cpu" and pays):
         return _compiled
     return None
 

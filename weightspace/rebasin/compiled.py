@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from kernels.matching.match import match
+from kernels.matching.match import Matched, match
 from kernels.matching.problem import Block as Part
 from kernels.matching.problem import Problem
-from weightspace.rebasin.descent import RELATIVE, SWEEPS, Descent, over
+from weightspace.rebasin.descent import RELATIVE, SWEEPS
 from weightspace.symmetry import Block, Permutations, Symmetry
 
 
@@ -35,13 +34,9 @@ def descend_compiled(
     sweeps: int = SWEEPS,
     deadline: float | None = None,
     threads: int | None = None,
-) -> Descent:
-    """What `weightspace.rebasin.descent.descend` gives, up to ties, of float32 on a CPU; all threads for None."""
+) -> tuple[dict[str, np.ndarray], Matched]:
+    """What `weightspace.rebasin.descent.descend` finds, up to ties, of float32 on a CPU; all threads for None."""
     groups = list(symmetry.moving)
-    if over(deadline):
-        models = len(weights)
-        moved = torch.from_numpy(symmetry.permute(weights.numpy(), start))
-        return Descent(dict(start), moved, np.zeros(models, np.int64), np.zeros(models, bool))
     found = match(
         reference.numpy(),
         weights.numpy(),
@@ -54,9 +49,7 @@ def descend_compiled(
         threads=threads or _cores(),
         deadline=None if deadline is None else max(0.0, deadline - time.monotonic()),
     )
-    permutations = dict(zip(groups, found.permutations, strict=True))
-    moved = torch.from_numpy(symmetry.permute(weights.numpy(), permutations))
-    return Descent(permutations, moved, found.sweeps, found.finished)
+    return dict(zip(groups, found.permutations, strict=True)), found
 
 
 @functools.lru_cache(maxsize=16)
@@ -64,7 +57,7 @@ def problem_of(symmetry: Symmetry) -> Problem:
     """Groups and blocks as compiled code takes them; the groups in the order of `symmetry.moving`."""
     number = {name: index for index, name in enumerate(symmetry.moving)}
     sizes = tuple(group.size for group in symmetry.moving.values())
-    return Problem(sizes, tuple(_part(block, number) for block in symmetry.blocks if block.groups))
+    return Problem(sizes, tuple(_part(block, number) for block in symmetry.blocks if block.tensor in symmetry.axes))
 
 
 def _part(block: Block, number: dict[str, int]) -> Part:
@@ -75,7 +68,7 @@ def _part(block: Block, number: dict[str, int]) -> Part:
             inner = (inner[:, None] + np.arange(size, dtype=np.int64) * stride).ravel()
         else:
             ends.append((number[name], size, stride))
-    first, second = (*ends, (-1, 1, 0))[:2]
+    first, second = (*ends, (-1, 1, 0), (-1, 1, 0))[:2]
     return Part(block.offset, *first, *second, inner)
 
 

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.matching.match import Matched
 from weightspace.rebasin import starts
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.compiled import descend_compiled, fits
-from weightspace.rebasin.descent import SWEEPS, descend, over
+from weightspace.rebasin.descent import SWEEPS, Descent, descend, over
 from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective, pick
 from weightspace.rebasin.steps import HEADS, plan_steps
 from weightspace.symmetry import Permutations, Symmetry
 
+ROUNDING = 1e-14  # of an objective: compiled code sums in another order
 IMPLEMENTATIONS = ("compiled", "reference")
 
 
@@ -103,7 +105,7 @@ def match_weights(
     whole = checked_start(symmetry, start, models)
     deadline = None if budget is None else time.monotonic() + budget
     counts, finished = np.zeros(models, np.int64), np.zeros(models, bool)
-    before, after = objective(symmetry, population, target), np.empty(models)
+    before, after = np.empty(models), np.empty(models)
     if layerwise is None:
         layerwise = start is None and starts.has_stream(symmetry, names)
     compiled = takes_compiled(symmetry, population, target, impl)
@@ -112,9 +114,16 @@ def match_weights(
     some = max(1, MEMORY // max(1, size))
     for first in range(0, models, some):
         here = slice(first, min(first + some, models))
-        found = _best_of(
-            symmetry, population[here], target if len(target) == 1 else target[here], pick(whole, here), settings
-        )
+        mine = target if len(target) == 1 else target[here]
+        order = pick(whole, here)
+        begin = None
+        if start is not None or not compiled:
+            before[here] = begin = objective(symmetry, population[here], mine)
+        if start is not None:
+            begin = objective(symmetry, symmetry.permute(population[here], order), mine)
+        found = _best_of(symmetry, population[here], mine, order, begin, settings)
+        if begin is None:
+            before[here] = found.before
         for name, p in found.permutations.items():
             whole[name][here] = p
         after[here], counts[here], finished[here] = found.after, found.sweeps, found.finished
@@ -153,27 +162,38 @@ def working_bytes(
 
 
 def _best_of(
-    symmetry: Symmetry, weights: Tensor, reference: Tensor, start: dict[str, np.ndarray], settings: Settings
+    symmetry: Symmetry,
+    weights: Tensor,
+    reference: Tensor,
+    start: dict[str, np.ndarray],
+    begin: np.ndarray | None,
+    settings: Settings,
 ) -> Alignment:
-    """The best of the start and of the descents from it and from other orders, for each model."""
+    """The best of the start, whose objective is `begin` if that is known, and of descents from it and other orders."""
     models = len(weights)
-    begin = objective(symmetry, symmetry.permute(weights, start), reference)
-    best, after = start, begin.copy()
+    best, after = start, None if begin is None else begin.copy()
     counts, finished = np.zeros(models, np.int64), np.full(models, True)
     for fresh in _starts(symmetry, weights, reference, pick(start, slice(None)), settings):
         common: Any = {"names": settings.names, "seed": settings.seed, "sweeps": settings.sweeps}
         common |= {"deadline": settings.deadline}
+        found: Descent | Matched
         if settings.compiled:
-            found = descend_compiled(symmetry, weights, reference, fresh, threads=settings.threads, **common)
+            order, found = descend_compiled(symmetry, weights, reference, fresh, threads=settings.threads, **common)
+            value = found.after
+            if after is None:  # the first is the descent from the start
+                begin, after = found.before, found.before.copy()
         else:
             found = descend(symmetry, weights, reference, fresh, heads=settings.heads, **common)
-        value = objective(symmetry, found.moved, reference)
-        better = value > after
-        for name, p in found.permutations.items():
+            order, value = found.permutations, objective(symmetry, found.moved, reference)
+        assert after is not None
+        better = value - after > ROUNDING * np.abs(after)
+        for name, p in order.items():
             best[name][better] = p[better]
         after[better] = value[better]
         counts += found.sweeps
         finished &= found.finished
+    assert begin is not None
+    assert after is not None
     return Alignment(best, begin, after, counts, np.empty(0), finished)
 
 

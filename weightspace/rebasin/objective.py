@@ -31,7 +31,11 @@ def dots(reference: Tensor, weights: Tensor, where: Iterable[slice]) -> Tensor:
     """(models,) float64 inner products over some spans: reference (1 or models, size), weights (models, size)."""
     total = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     for span in where:
-        total += products(reference[:, None, span].double(), weights[:, None, span].double())[:, 0, 0]
+        a, b = reference[:, span].double(), weights[:, span].double()
+        if b.device.type == "cpu":  # not by BLAS, whose sums depend on its threads
+            total += torch.from_numpy(np.einsum("ms,ms->m", a.numpy(), b.numpy()))
+        else:
+            total += torch.linalg.vecdot(a, b)
     return total
 
 
@@ -80,8 +84,8 @@ def checked(symmetry: Symmetry, values: Any, what: str, dims: Sequence[int] = (2
     if kind in NARROW:
         values = values.float() if is_torch(values) else values.astype(np.float32)
     tensor = as_torch(values)
-    bad = ~torch.isfinite(tensor).all(-1)
-    if bool(bad.any()):
+    if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):  # a pass, and no copy
+        bad = ~torch.isfinite(tensor).all(-1)
         which = "" if tensor.dim() == 1 else f"those of models {few(torch.nonzero(bad)[:, 0].tolist())} are not; "
         raise AlignmentError(f"{what} must be finite; {which}leave diverged models out")
     return tensor.contiguous()

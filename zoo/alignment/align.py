@@ -92,8 +92,8 @@ def _align(
     similar, worst, done = [], 0.0, 0
     view, rows = job.view, job.rows
     if view is None:
-        view, committed = _universe(zoo, frame, settings, job, _left(deadline), threads)
-        similar.append(_similarity(job.symmetry, view, committed))
+        view, committed, cosines = _universe(zoo, frame, settings, job, _left(deadline), threads)
+        similar.append(cosines)
         worst = float(committed["certificate"].max() or 0.0)  # type: ignore[arg-type]
         rows = (
             rows.join(committed.select("run"), on="run", how="anti", maintain_order="left")
@@ -107,9 +107,9 @@ def _align(
         if deadline is not None and time.monotonic() > deadline:
             break
         part = rows[first : first + together]
-        found = _join(zoo, settings, job, view, part, _left(deadline), threads)
+        found, cosines = _join(zoo, settings, job, view, part, _left(deadline), threads)
         write_rows(zoo, frame, replace(view, rows=found))
-        similar.append(_similarity(job.symmetry, view, found))
+        similar.append(cosines)
         worst = max(worst, float(found["certificate"].max() or 0.0))  # type: ignore[arg-type]
         done += len(part)
         on_rows(len(part))
@@ -127,8 +127,11 @@ def _left(deadline: float | None) -> float | None:
 
 def _universe(
     zoo: Zoo, frame: str, settings: Settings, job: Job, budget: float | None, threads: int | None
-) -> tuple[View, pl.DataFrame]:
-    """Make a variant's universe of its members. Their rows are stored first, the universe commits them."""
+) -> tuple[View, pl.DataFrame, np.ndarray]:
+    """Make a variant's universe of its members. Their rows are stored first, the universe commits them.
+
+    Also gives `_cosines`.
+    """
     symmetry, weights = job.symmetry, zoo.read(job.members, dtype="float32")
     scales = _scales(symmetry, weights, settings)
     scaled = symmetry.scale(weights, scales) if scales else weights
@@ -157,13 +160,13 @@ def _universe(
     if settings.by == "run":
         write_rows(zoo, frame, replace(view, rows=rows))
     write_universe(zoo, frame, view)
-    return view, rows
+    return view, rows, _cosines(free, view, scaled, found)
 
 
 def _join(
     zoo: Zoo, settings: Settings, job: Job, view: View, part: pl.DataFrame, budget: float | None, threads: int | None
-) -> pl.DataFrame:
-    """Match rows to the universe there is."""
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """Match rows to the universe there is: the frame's rows, and `_cosines`."""
     symmetry, weights = view.symmetry, zoo.read(part, dtype="float32")
     scales = _scales(symmetry, weights, settings)
     scaled = symmetry.scale(weights, scales) if scales else weights
@@ -178,7 +181,8 @@ def _join(
                 budget=budget, threads=threads,
             )  # fmt: skip
     permutations = _complete(symmetry, found.permutations, len(weights))
-    return _rows(zoo, settings, job, view, part, weights, replace(found, permutations=permutations, scales=scales))
+    found = replace(found, permutations=permutations, scales=scales)
+    return _rows(zoo, settings, job, view, part, weights, found), _cosines(free, view, scaled, found)
 
 
 @contextmanager
@@ -232,8 +236,8 @@ def _complete(symmetry: Symmetry, permutations: Mapping[str, np.ndarray], models
     return {**symmetry.identity(models), **permutations}
 
 
-def _similarity(symmetry: Symmetry, view: View, rows: pl.DataFrame) -> np.ndarray:
-    """(rows, 2): objective before and after, as parts of the universe's square."""
-    places = symmetry.layout.indices(symmetry.axes)
-    square = float((view.universe[places].astype(np.float64) ** 2).sum()) or 1.0
-    return rows.select("objective_before", "objective_after").to_numpy() / square
+def _cosines(free: Symmetry, view: View, scaled: np.ndarray, found: Alignment) -> np.ndarray:
+    """(models, 2): cosine with the universe before and after, over the parameters that move; 0 where one is zero."""
+    places = free.layout.indices(free.axes)
+    lengths = np.linalg.norm(scaled[:, places].astype(np.float64), axis=1) * np.linalg.norm(view.universe[places])
+    return np.stack([found.before, found.after], 1) / np.where(lengths > 0, lengths, 1.0)[:, None]

@@ -76,8 +76,7 @@ class Aligned:
 
     Args:
         groups: permutations of a network. rows: aligned now; before: there already; left: for want of time.
-        similarity: mean inner product with the universe over its square, of what was aligned now, before and after;
-            None for nothing.
+        similarity: mean cosine with the universe of what was aligned now, before and after; None for nothing.
         certificate: largest relative difference of outputs. reason: why it was left out, "" if it was not.
     """
 
