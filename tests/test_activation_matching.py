@@ -1,6 +1,7 @@
 """Activation matching: planted permutations, correlations in closed form, heads, and units that do nothing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,10 +77,10 @@ class Fused(nn.Module):
         self.embed = nn.Embedding(11, 8)
         self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, sharpness: float) -> Tensor:
         x = self.embed(tokens)
         q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-        mixed = (q @ k.mT).softmax(-1) @ v
+        mixed = (sharpness * q @ k.mT).softmax(-1) @ v
         if mixed.abs().sum() < 0:  # vmap refuses this
             raise AssertionError
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -108,7 +109,7 @@ def test_parts_of_a_fused_layer_named_inputs_and_groups_that_no_layer_shows() ->
     reference = torch.randn(1, FUSED_SYMMETRY.layout.size, generator=torch.Generator().manual_seed(3))
     planted = FUSED_SYMMETRY.permute(reference.expand(5, -1), FUSED_SYMMETRY.random(5))
     tokens = torch.randint(0, 11, (6, 7), generator=torch.Generator().manual_seed(4))
-    batches: Iterator[dict[str, Tensor]] = iter([{"tokens": tokens}])
+    batches: Iterator[dict[str, Any]] = iter([{"tokens": tokens, "sharpness": 0.5}])
     found = match_activations(FUSED_SYMMETRY, FUSED, planted, reference[0], batches)
     assert torch.equal(FUSED_SYMMETRY.permute(planted, found.permutations), reference.expand(5, -1))
 

@@ -1,5 +1,6 @@
 """Weight matching: planted permutations, a plain port as a peer, and what must hold for any population."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from benchmarks.families import FAMILIES, mlp
 from benchmarks.planted import plain_port
 from kernels.population import forward
+from weightspace.derive.derive import derive_symmetry
 from weightspace.layout import Layout
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.descent import descend
@@ -55,6 +57,14 @@ def test_families_have_the_symmetry_that_is_written_for_them(family: str) -> Non
     inputs = torch.randn(4, *network.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     outputs = network.outputs(weights, inputs)
     torch.testing.assert_close(network.outputs(planted, inputs), outputs, rtol=1e-10, atol=1e-10)  # the issue's bound
+    derived = derive_symmetry(network.module, (inputs.float(),)).symmetry
+    assert groups_of(derived) == groups_of(network.symmetry)
+
+
+def groups_of(symmetry: Symmetry) -> Counter[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Size and tensors of each group, whatever it is called."""
+    tensors = {name: tuple(block.tensor for block in symmetry.touching(name)) for name in symmetry.moving}
+    return Counter((symmetry.permutation_shape(name), tensors[name]) for name in symmetry.moving)
 
 
 def test_restarts_find_what_one_descent_misses() -> None:
@@ -329,3 +339,15 @@ def test_straight_through_lowers_the_loss_half_way() -> None:
         refine_straight_through(symmetry, weights[1:], weights[0], batches, lambda w, b: cross_entropy(w, b).mean())
     with pytest.raises(AlignmentError, match="needs batches"):
         refine_straight_through(symmetry, weights[1:], weights[0], [], cross_entropy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_planted_permutations_are_recovered_on_a_gpu(family: str) -> None:
+    network = FAMILIES[family](16)
+    weights = network.random_weights(20).cuda()
+    planted = network.symmetry.permute(weights, network.symmetry.random(20))
+    found = match_weights(network.symmetry, planted, weights)
+    assert torch.equal(moved(network.symmetry, planted, found), weights)
+    alone = match_weights(network.symmetry, planted.cpu(), weights.cpu(), impl="reference")
+    np.testing.assert_allclose(found.after, alone.after, rtol=1e-12)  # float64 sums in another order

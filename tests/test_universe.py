@@ -13,6 +13,8 @@ from weightspace.rebasin.alignment import AlignmentError
 from weightspace.rebasin.frank_wolfe import _along, _gradient, _mixed, _view
 from weightspace.rebasin.universe import METHODS, agreement, align_universe, between, join
 from weightspace.symmetry import Symmetry, plain
+from zoo.architectures import Architecture
+from zoo.symmetries import symmetry_of
 
 NETWORKS = {"mlp": mlp(6, 10, 10, 4), "flattened": flattened(6, 3, 8)}
 
@@ -231,3 +233,20 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     symmetry, weights = given.pop("symmetry"), given.pop("weights")
     with pytest.raises(AlignmentError, match=message):
         align_universe(symmetry, weights, **given)
+
+
+def test_buffers_move_along_and_have_no_say() -> None:
+    """Variances of thousands on units that trade places: by all tensors they would decide who goes where."""
+    architecture = Architecture("cnn", {"style": "small_cnn_zoo", "channels": 8, "norm": "batch"}, (1, 8, 8), 10)
+    symmetry = symmetry_of(architecture)
+    generator = np.random.default_rng(0)
+    models = generator.normal(size=symmetry.layout.size) + 0.05 * generator.normal(size=(6, symmetry.layout.size))
+    variances = symmetry.layout.tensor(models, "norm1.running_var")
+    variances[:] = generator.uniform(1e3, 1e5, variances.shape)
+    planted = symmetry.random(6, 1)
+    found = align_universe(symmetry, symmetry.permute(models, planted))
+    back = symmetry.permute(symmetry.permute(models, planted), found.permutations)
+    frame = symmetry.compose(symmetry.pick(planted, slice(1)), symmetry.pick(found.permutations, slice(1)))
+    same = {name: np.repeat(p, 6, 0) for name, p in frame.items()}
+    np.testing.assert_array_equal(back, symmetry.permute(models, same))
+    np.testing.assert_allclose(found.universe, back.mean(0), rtol=1e-12)

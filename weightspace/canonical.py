@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from weightspace.arrays import is_torch
+from weightspace.axes import spread
+from weightspace.moves import positions
 from weightspace.rebasin.alignment import AlignmentError
 from weightspace.symmetry import Block, Symmetry
 
@@ -115,7 +117,8 @@ def _entries(symmetry: Symmetry, block: Block, words: np.ndarray, colours: Colou
             sides = [1, *(size if a == axis else 1 for a in range(len(sizes)))]
             key = _mix(np.arange(size, dtype=np.uint64) + _seed("index", axis)).reshape(sides)
         else:
-            key = _mix(symmetry._spread(names, axis, colours[name]) + _seed("axis", axis))
+            at = positions(symmetry, names, axis)
+            key = _mix(spread(colours[name], at, len(names)) + _seed("axis", axis))
         place = place + key
     view = np.lib.stride_tricks.as_strided(
         words[:, block.offset :], (len(words), *sizes), (words.strides[0], *(s * words.itemsize for s in strides))
@@ -126,7 +129,7 @@ def _entries(symmetry: Symmetry, block: Block, words: np.ndarray, colours: Colou
 def _collected(symmetry: Symmetry, block: Block, axis: int, entries: np.ndarray) -> np.ndarray:
     """(models, parents' sizes, size): the sum of the entries of each unit of the group on an axis."""
     names: Sequence[str | None] = [name for name, _, _ in block.dims]
-    at = [symmetry._parent_at(names, axis, parent) for parent in symmetry.ancestors(str(names[axis]))] + [axis]
+    at = positions(symmetry, names, axis)
     rest = tuple(1 + other for other in range(len(names)) if other not in at)
     summed: np.ndarray = entries.sum(rest, dtype=np.uint64)
     return summed.transpose(0, *(1 + np.argsort(np.argsort(at))))

@@ -199,8 +199,9 @@ def batch_norm_with_statistics(shape: Sequence[Shape], x: Value, *tensors: Any) 
 
 def group_norm(shape: Shape, x: Value, groups: int, *tensors: Any) -> Value:
     """Groups of channels move as wholes, and channels inside each."""
-    cut(x.axes[1], groups)
-    mix(x, [n for n in range(x.ndim) if n > 1])
+    group, own = cut(x.axes[1], groups)
+    x = Value([x.axes[0], [*group, *own], *x.axes[2:]])
+    mix(x, range(2, x.ndim))
     return channel_norm(shape, x, *tensors)
 
 

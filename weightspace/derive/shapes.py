@@ -127,13 +127,11 @@ def split(shape: Sequence[Shape], x: Value, _sizes: Any, dim: int = 0) -> list[V
 
 def diagonal_fixed(shape: Shape, x: Value, *_: Any) -> Value:
     """tril and triu: places in the last two axes matter."""
-    fix_dims(x, [x.ndim - 2, x.ndim - 1])
-    return Value(x.axes)
+    return Value(fix_dims(x, [x.ndim - 2, x.ndim - 1]))
 
 
 def roll(shape: Shape, x: Value, _shifts: Any, dims: Sequence[int] = ()) -> Value:
-    fix_dims(x, [dim % x.ndim for dim in (dims or range(x.ndim))])
-    return Value(x.axes)
+    return Value(fix_dims(x, dims or range(x.ndim)))
 
 
 def flip(shape: Shape, x: Value, dims: Sequence[int]) -> Value:
@@ -158,8 +156,7 @@ def pad(shape: Shape, x: Value, widths: Sequence[int], mode: Any = "constant", *
 
 
 def cumulative(shape: Shape, x: Value, dim: int, *_: Any) -> Value:
-    fix_dims(x, [dim % x.ndim])
-    return Value(x.axes)
+    return Value(fix_dims(x, [dim]))
 
 
 def reduce(shape: Shape, x: Value, dims: Any = None, *_: Any) -> Value:

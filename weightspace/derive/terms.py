@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LEAF, PRODUCT, SUM, EACH, WILD = "leaf", "product", "sum", "each", "wild"
 
@@ -30,6 +30,8 @@ class Atom:
         home: the axes of the parameter that a leaf stands on as long as no operation has united it: it may yet
             become a child of what stands on another axis.
         link: the atom it was united with.
+        label: what its units are, for its name.
+        narrowed: see `narrow`.
     """
 
     size: int
@@ -41,6 +43,7 @@ class Atom:
     home: list[Axis] | None = None
     link: Atom | None = None
     label: str | None = None
+    narrowed: dict[tuple[Atom, int], Atom] = field(default_factory=dict)
 
 
 Axis = list[Atom]
@@ -216,12 +219,19 @@ def narrow(axis: Iterable[Atom], key: Atom, number: int) -> Axis:
         if atom.kind == EACH and atom.key is not None and find(atom.key) is key:
             out += flat([atom.parts[number]])
         elif atom.kind in (SUM, EACH):
-            parts = tuple(one(narrow([part], key, number)) for part in atom.parts)
-            same = all(flat([new]) == flat([old]) for new, old in zip(parts, atom.parts, strict=True))
-            out.append(atom if same else Atom(atom.size, atom.kind, parts, atom.key))
+            out += flat([_narrowed(atom, key, number)])
         else:
             out.append(atom)
     return out
+
+
+def _narrowed(atom: Atom, key: Atom, number: int) -> Atom:
+    """What `narrow` makes of a sum, or an "each" of other sums: the same atom every time, so that it can be settled."""
+    if (key, number) not in atom.narrowed:
+        parts = tuple(one(narrow([part], key, number)) for part in atom.parts)
+        same = all(flat([new]) == flat([old]) for new, old in zip(parts, atom.parts, strict=True))
+        atom.narrowed[key, number] = atom if same else Atom(atom.size, atom.kind, parts, atom.key)
+    return atom.narrowed[key, number]
 
 
 def pieces(axis: Iterable[Atom]) -> list[Axis]:
@@ -261,7 +271,7 @@ def unite(left: Iterable[Atom], right: Iterable[Atom]) -> Axis:
             split(b[0], a[0].size)
         else:
             fix([*a, *b])
-            return out + a
+            return out + fixed(length(a))
     return out
 
 
@@ -279,16 +289,28 @@ def _meet(a: Atom, b: Atom) -> Axis:
         return _meet_each(a, b)
     if b.kind == LEAF:  # and a is a sum
         divide(b, [part.size for part in a.parts])
-    if [part.size for part in a.parts] == [part.size for part in b.parts]:
-        for x, y in zip(a.parts, b.parts, strict=True):
-            unite([x], [y])
-        if not any(leaf.kind == WILD for leaf in leaves([b])):
-            b = find(b)
-            if b is not find(a):
-                b.link = a
-        return [a]
-    _align(pieces([a]), pieces([b]))
-    return [a]
+    if [part.size for part in a.parts] != [part.size for part in b.parts]:
+        return [_in_a_row(_align(pieces([a]), pieces([b])))]
+    return [_pairwise(a, b)]
+
+
+def _pairwise(a: Atom, b: Atom) -> Atom:
+    """Unite two sums part by part, or what two atoms choose from."""
+    parts = tuple(one(unite([x], [y])) for x, y in zip(a.parts, b.parts, strict=True))
+    if any(_has_wild(atom) for atom in (a, b)):  # they do not become one: where one is wild the other need not be
+        return Atom(a.size, a.kind, parts, a.key)
+    a, b = find(a), find(b)
+    if a is not b:
+        b.link = a
+    return a
+
+
+def _has_wild(atom: Atom) -> bool:
+    return any(leaf.kind == WILD for leaf in leaves([atom]))
+
+
+def _in_a_row(parts: Sequence[Axis]) -> Atom:
+    return Atom(sum(map(length, parts)), SUM, tuple(map(one, parts)))
 
 
 def _meet_each(a: Atom, b: Atom) -> Axis:
@@ -300,25 +322,26 @@ def _meet_each(a: Atom, b: Atom) -> Axis:
         b.ancestors = b.ancestors if key in ancestors(b) else (*b.ancestors, key)
         spread(b, key)
     if b.kind == EACH and b.key is not None and find(b.key) is key:
-        for x, y in zip(a.parts, b.parts, strict=True):
-            unite([x], [y])
-        b.link = a
-        return [a]
+        return [_pairwise(a, b)]
     return unite([collapse(a)], [collapse(b) if b.kind == EACH else b])
 
 
-def _align(a: list[Axis], b: list[Axis]) -> None:
+def _align(a: list[Axis], b: list[Axis]) -> list[Axis]:
     """Unite two rows of parts whose borders differ."""
+    out = []
     while a and b:
+        a[:1], b[:1] = pieces(a[0]), pieces(b[0])  # what was united before may have cut them
         short = min(length(a[0]), length(b[0]))
         for row in (a, b):
             if length(row[0]) > short:
                 row[0:1] = _behind(row[0], short)
-        unite(a.pop(0), b.pop(0))
+        out.append(unite(a.pop(0), b.pop(0)))
+    return out
 
 
 def _behind(axis: Axis, size: int) -> list[Axis]:
     """An axis as two, the first of this size."""
+    axis = flat(axis)
     first = axis[0]
     unit = length(axis) // first.size
     if size % unit or first.kind not in (LEAF, WILD):

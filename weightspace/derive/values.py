@@ -101,12 +101,16 @@ def mix(value: Value, dims: Iterable[int]) -> None:
             forget(axis, lost)
 
 
-def fix_dims(value: Value, dims: Iterable[int]) -> None:
-    """Let these axes stay, and nothing depend on them."""
-    dims = list(dims)
-    for dim in dims:
+def fix_dims(value: Value, dims: Iterable[int]) -> list[Axis]:
+    """Let these axes stay, and nothing depend on them; gives the axes, where equal entries may differ from now on."""
+    chosen = {dim % value.ndim for dim in dims}
+    for dim in chosen:
         fix(value.axes[dim])
-    mix(value, dims)
+    mix(value, chosen)
+    return [
+        fixed(length(axis)) if dim in chosen and any(leaf.kind == WILD for leaf in leaves(axis)) else axis
+        for dim, axis in enumerate(value.axes)
+    ]
 
 
 def broadcast(values: Sequence[Value]) -> list[Axis]:

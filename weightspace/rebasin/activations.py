@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightspace.arrays import few
+from weightspace.arrays import few, is_torch
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.costs import best_order
 from weightspace.rebasin.matching import match_weights
@@ -203,5 +203,5 @@ def _by_level(symmetry: Symmetry, chain: Chain, worth: Tensor) -> Tensor:
 
 def _to(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, Mapping):
-        return {name: value.to(device) for name, value in batch.items()}
+        return {name: value.to(device) if is_torch(value) else value for name, value in batch.items()}
     return batch.to(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rebasin.matching import match_weights
-from weightspace.rebasin.objective import objective, spans
+from weightspace.rebasin.objective import counted, objective, spans
 from weightspace.symmetry import Symmetry
 
 MEMORY = 2**28  # bytes that references of single models may take at once
@@ -126,7 +126,7 @@ def added(weights: Tensor) -> Tensor:
 
 def squared(symmetry: Symmetry, total: Tensor) -> float:
     """Squared norm over the tensors that move."""
-    return sum(float(total[span] @ total[span]) for span in spans(symmetry, symmetry.axes))
+    return sum(float(total[span] @ total[span]) for span in spans(symmetry, counted(symmetry).axes))
 
 
 def per_pair(squared: float, own: float, models: int) -> float:

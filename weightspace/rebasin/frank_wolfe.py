@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.assignment.assign import assign
 from weightspace.arrays import few
 from weightspace.rebasin.alignment import AlignmentError
+from weightspace.rebasin.objective import counted
 from weightspace.symmetry import Block, Permutations, Symmetry
 
 PATIENCE = 5  # rounds without a gain, as in C2M3
@@ -68,6 +69,7 @@ def frank_wolfe(
         raise AlignmentError(
             f"frank_wolfe has no relaxation of groups inside the units of others ({few(nested)}); use barycentre"
         )
+    symmetry = counted(symmetry)
     blocks = [block for block in symmetry.blocks if any(group in symmetry.moving for group in block.groups)]
     mixes = {name: _matrices(p, weights.device) for name, p in start.items()}
     models = len(weights)

@@ -19,6 +19,8 @@ from weightspace.rebasin.costs import Place, best_order, places
 from weightspace.rebasin.objective import dots
 from weightspace.symmetry import Group, Symmetry
 
+PAIRED = 1 << 24  # numbers: of pairs of units that are looked at at once
+
 
 def inside(symmetry: Symmetry, where: Sequence[Place], children: Sequence[str]) -> Symmetry:
     """The symmetry of what lies inside one unit of a group: the blocks it touches, cut at that unit, one after another.
@@ -74,29 +76,44 @@ def joint_order(
     Returns:
         Permutations of the group and the children, relative to the present order.
     """
-    from weightspace.rebasin.descent import descend  # which takes such steps itself: units inside units inside units
-
     within = inside(symmetry, where, children)
     a, b = cut(where, reference), cut(where, moved)  # (models, *parents, units, entries)
-    *sides, units, entries = b.shape
-    pairs = (*sides, units, units, entries)
-    a = a.expand(b.shape).unsqueeze(-2).expand(pairs).reshape(-1, entries)
-    b = b.unsqueeze(-3).expand(pairs).reshape(-1, entries)
-    found = descend(within, b, a, names=[name for name in within.moving if name in children])
-    worth = dots(a, found.moved, [slice(0, entries)]).view(*sides, units, units)
-    order, _ = best_order(worth)
+    a = a.expand(b.shape)
+    *sides, units, _ = b.shape
+    some = max(1, PAIRED // max(1, b.numel()))
+    parts = [_paired(within, a[..., first : first + some, :], b, children) for first in range(0, units, some)]
+    order, _ = best_order(torch.cat([worth for worth, _ in parts], -2))
     (group,) = {place.block.dims[place.at][0] for place in where}
     then = {str(group): order}
     for name in children:
-        if name not in found.permutations:  # it stands at none of these places
+        if name not in within.moving:  # it stands at none of these places
             shape = symmetry.permutation_shape(name)
             then[name] = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), (len(moved), *shape))
             continue
-        p = found.permutations[name]
-        p = p.reshape(*sides, units, units, *p.shape[1:])
+        p = np.concatenate([found[name] for _, found in parts], len(sides))
         index = order.reshape(*order.shape, *(1,) * (p.ndim - order.ndim))
         then[name] = np.take_along_axis(p, index, order.ndim).squeeze(order.ndim)
     return then
+
+
+def _paired(within: Symmetry, a: Tensor, b: Tensor, children: Sequence[str]) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """What every pair of units is worth with the best orders inside, and these orders.
+
+    Args:
+        a: (..., some units, entries) of the reference. b: (..., units, entries) of the models.
+
+    Returns:
+        (..., some, units) float64, and group -> (..., some, units, *shape of its permutation).
+    """
+    from weightspace.rebasin.descent import descend  # which takes such steps itself: units inside units inside units
+
+    *sides, some, entries = a.shape
+    pairs = (*sides, some, b.shape[-2])
+    ours = a.unsqueeze(-2).expand(*pairs, entries).reshape(-1, entries)
+    theirs = b.unsqueeze(-3).expand(*pairs, entries).reshape(-1, entries)
+    found = descend(within, theirs, ours, names=[name for name in within.moving if name in children])
+    worth = dots(ours, found.moved, [slice(0, entries)]).view(pairs)
+    return worth, {name: p.reshape(*pairs, *p.shape[1:]) for name, p in found.permutations.items()}
 
 
 def cut(where: Sequence[Place], vectors: Tensor) -> Tensor:

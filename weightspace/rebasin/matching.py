@@ -19,7 +19,8 @@ from weightspace.rebasin import starts
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.compiled import descend_compiled, fits
 from weightspace.rebasin.descent import SWEEPS, Descent, descend, over
-from weightspace.rebasin.objective import checked, checked_start, chosen_groups, objective, pick
+from weightspace.rebasin.heads import PAIRED
+from weightspace.rebasin.objective import checked, checked_start, chosen_groups, counted, objective, pick
 from weightspace.rebasin.steps import HEADS, plan_steps
 from weightspace.symmetry import Permutations, Symmetry
 
@@ -63,7 +64,7 @@ def match_weights(
     threads: int | None = None,
     on_models: Callable[[int], None] | None = None,
 ) -> Alignment:
-    """Permute each model so that it lies as near to the reference as possible.
+    """Permute each model so that its parameters lie as near to the reference as possible; buffers move along.
 
     Coordinate descent: each step finds the best order of one group, given all others, and counts only if the objective
     in float64 rises; so the result is never below the start. With one hidden layer it is the best there is. No
@@ -92,6 +93,7 @@ def match_weights(
         AlignmentError: weights that are not finite or do not fit, a symmetry without groups, unknown names.
     """
     names = chosen_groups(symmetry, groups, layers)
+    symmetry = counted(symmetry)
     if heads not in HEADS or impl not in (None, *IMPLEMENTATIONS) or restarts < 0 or sweeps < 0:
         raise AlignmentError(
             f"heads must be one of {', '.join(HEADS)}, impl one of {', '.join(IMPLEMENTATIONS)} or None, restarts and "
@@ -157,7 +159,8 @@ def working_bytes(
         pairs = shape[-1] if step.children else 1
         inner = max((symmetry.groups[child].size for child in step.children), default=0)
         square = int(np.prod(shape)) * shape[-1] * (1 + inner**2)
-        largest = max(largest, int(entries) * pairs * (16 + (4 * itemsize if step.children else 0)) + 16 * square)
+        numbers = min(int(entries) * pairs, max(PAIRED, int(entries)))
+        largest = max(largest, numbers * (16 + (4 * itemsize if step.children else 0)) + 16 * square)
     return symmetry.layout.size * itemsize * 4 + largest
 
 

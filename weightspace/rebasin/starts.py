@@ -32,8 +32,8 @@ def layerwise(
 
     The group with the largest share of such weights is next, so that order spreads from inputs and outputs inwards. A
     descent from an arbitrary order fits the first groups to the disorder of the others, and a residual stream, which
-    all others meet, seldom gets loose from that: of 20 planted permutations of a transformer it found none to 5, and
-    all 20 from this order.
+    all others meet, seldom gets loose from that: of 200 planted permutations of a transformer of four blocks it found
+    60, and all 200 from this order (benchmarks/planted.py).
 
     Args:
         weights: (models, size). reference: (1 or models, size).

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from weightspace.layout import Layout
 from weightspace.symmetry import Symmetry
 
 Chain = tuple[str, ...]  # a group, its parents before it
-Batch = Tensor | Mapping[str, Tensor]
+Batch = Tensor | Mapping[str, Any]  # inputs, or arguments by name
 ON_CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)  # units on axis 1, else the last
 CHUNK = 2**28  # bytes of activations held at once
 

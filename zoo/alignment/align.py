@@ -22,7 +22,7 @@ from weightspace.balance import balance
 from weightspace.rebasin.activations import match_activations
 from weightspace.rebasin.alignment import Alignment, AlignmentError
 from weightspace.rebasin.matching import match_weights
-from weightspace.rebasin.objective import objective
+from weightspace.rebasin.objective import counted
 from weightspace.rebasin.universe import align_universe
 from weightspace.symmetry import Symmetry, SymmetryError
 from zoo.alignment.certify import CERTIFICATE, certify
@@ -146,13 +146,9 @@ def _universe(
                 threads=threads,
             )  # fmt: skip
     permutations = _complete(symmetry, found.permutations, len(weights))
-    universe = symmetry.permute(scaled, permutations).mean(0, dtype=np.float64).astype(np.float32)  # buffers too
     versions = software(torch=torch.__version__, numba=version("numba"))
-    view = View(job.variant, symmetry, universe, settings.to_json(), software=versions)
-    after = objective(free, symmetry.permute(scaled, permutations), universe)
-    found = replace(
-        found, permutations=permutations, scales=scales, before=objective(free, scaled, universe), after=after
-    )
+    view = View(job.variant, symmetry, found.universe.astype(np.float32), settings.to_json(), software=versions)
+    found = replace(found, permutations=permutations, scales=scales)
     rows = _rows(zoo, settings, job, view, job.members, weights, found)
     for kind in ("rows", "universe"):  # of an earlier one that was never committed
         for name in frame_files(zoo.metrics_folder).get((frame, job.variant, kind), []):
@@ -238,6 +234,6 @@ def _complete(symmetry: Symmetry, permutations: Mapping[str, np.ndarray], models
 
 def _cosines(free: Symmetry, view: View, scaled: np.ndarray, found: Alignment) -> np.ndarray:
     """(models, 2): cosine with the universe before and after, over the parameters that move; 0 where one is zero."""
-    places = free.layout.indices(free.axes)
+    places = free.layout.indices(counted(free).axes)
     lengths = np.linalg.norm(scaled[:, places].astype(np.float64), axis=1) * np.linalg.norm(view.universe[places])
     return np.stack([found.before, found.after], 1) / np.where(lengths > 0, lengths, 1.0)[:, None]

@@ -105,15 +105,12 @@ def _members(rows: pl.DataFrame, settings: Settings) -> pl.DataFrame:
 
 
 def restricted(symmetry: Symmetry, layers: Iterable[str] | None) -> Symmetry:
-    """What is matched on: parameters, not buffers, whose variances outweigh them; groups of these tensors alone."""
-    layout = symmetry.layout
-    parameters = {name for name, role in zip(layout.names, layout.roles, strict=True) if role == "parameter"}
-    axes = {name: axes for name, axes in symmetry.axes.items() if name in parameters}
-    groups = dict(symmetry.groups)
-    if layers is not None:
-        touched = {group for block in symmetry.blocks if block.tensor in set(layers) for group in block.groups}
-        groups = {name: group if name in touched else replace(group, fixed=True) for name, group in groups.items()}
-    return Symmetry(layout, axes, groups)
+    """The symmetry with the groups of these tensors free alone, all others fixed."""
+    if layers is None:
+        return symmetry
+    touched = {group for block in symmetry.blocks if block.tensor in set(layers) for group in block.groups}
+    groups = {name: g if name in touched else replace(g, fixed=True) for name, g in symmetry.groups.items()}
+    return Symmetry(symmetry.layout, symmetry.axes, groups)
 
 
 def cost_of(zoo: Zoo, settings: Settings, jobs: Sequence[Job]) -> Cost:
