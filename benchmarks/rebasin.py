@@ -125,7 +125,6 @@ VIEWS: dict[str, View] = {
     "universe, plain MergeMany": merge_many,
     "balanced, reference": lambda s, w: to_reference(s, balanced(s, w)),
     "balanced, universe": lambda s, w: to_universe(s, balanced(s, w)),
-    "balanced, universe, frank_wolfe": lambda s, w: to_universe(s, balanced(s, w), method="frank_wolfe"),
     "balanced, universe, 5 restarts": lambda s, w: to_universe(s, balanced(s, w), restarts=5),
     "balanced exactly, universe": lambda s, w: to_universe(s, balanced(s, w, exact=True)),
 }
