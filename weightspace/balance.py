@@ -53,7 +53,7 @@ def balance(
         3; theirs, too, scales layer after layer until nothing changes.
     """
     weights = _as_numpy(weights)
-    symmetry._check_weights(weights)
+    symmetry.check_weights(weights)
     if not np.isfinite(weights).all():
         raise AlignmentError("weights must be finite; leave diverged models out")
     positive = [scale for scale in symmetry.scales if scale.kind == "positive"]
@@ -157,7 +157,7 @@ def _around(
             continue
         values = energy.values
         for other, axis, exponent in energy.axes:
-            along = symmetry._along(energy.tensor, axis, other.group, squares[other.group] ** exponent)
+            along = symmetry.along(energy.tensor, axis, other.group, squares[other.group] ** exponent)
             sides = [len(values), *(1,) * (values.ndim - 1)]
             sides[1 + axis] = along.shape[1]
             values = values * along.reshape(sides)

@@ -79,7 +79,7 @@ def canonical_order(symmetry: Symmetry, weights: Any, rounds: int = ROUNDS) -> d
     colours = unit_colours(symmetry, weights, rounds)
     order: dict[str, np.ndarray] = {}
     for name in symmetry.moving:  # parents come first
-        order[name] = np.argsort(symmetry._at_parents(name, colours, order), -1, kind="stable").astype(np.int32)
+        order[name] = np.argsort(symmetry.at_parents(name, colours, order), -1, kind="stable").astype(np.int32)
     return order
 
 
@@ -161,7 +161,7 @@ def _checked(symmetry: Symmetry, weights: Any) -> np.ndarray:
     if is_torch(weights):
         weights = weights.detach().cpu()
         weights = (weights.float() if str(weights.dtype) == "torch.bfloat16" else weights).numpy()
-    symmetry._check_weights(weights)
+    symmetry.check_weights(weights)
     if weights.dtype not in WORDS:
         raise AlignmentError(f"weights must be float16, float32 or float64 to be hashed, got {weights.dtype}")
     if not np.isfinite(weights).all():

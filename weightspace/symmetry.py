@@ -27,7 +27,6 @@ from weightspace.axes import (
     check_parents,
     lineages,
     order,
-    parent_at,
     parse,
     spread,
     words,
@@ -196,7 +195,7 @@ class Symmetry:
         Raises:
             SymmetryError: see `check`. ValueError: weights of another size.
         """
-        self._check_weights(weights)
+        self.check_weights(weights)
         self.check(permutations, len(weights))
         gathers = self.gathers(permutations)
         if is_torch(weights):
@@ -227,14 +226,14 @@ class Symmetry:
         {'hidden': array([[0, 1, 2]])}
         """
         self.check(first, self.check(then))
-        return {name: np.take_along_axis(self._at_parents(name, first, then), then[name], -1) for name in self.moving}
+        return {name: np.take_along_axis(self.at_parents(name, first, then), then[name], -1) for name in self.moving}
 
     def invert(self, permutations: Permutations) -> dict[str, np.ndarray]:
         """The permutations that undo these."""
         self.check(permutations)
         inverse: dict[str, np.ndarray] = {}
         for name in self.moving:  # parents come first
-            inverse[name] = np.argsort(self._at_parents(name, permutations, inverse), -1).astype(
+            inverse[name] = np.argsort(self.at_parents(name, permutations, inverse), -1).astype(
                 permutations[name].dtype
             )
         return inverse
@@ -256,7 +255,7 @@ class Symmetry:
             SymmetryError: a group without scale symmetry, another shape, scales that are not finite, not above 0, or
                 not +-1 where only signs are a symmetry.
         """
-        self._check_weights(weights)
+        self.check_weights(weights)
         by_group = {scale.group: scale for scale in self.scales}
         weights = weights.clone() if is_torch(weights) else weights.copy()
         for group, factors in scales.items():
@@ -270,7 +269,7 @@ class Symmetry:
             if not good.all():
                 raise SymmetryError(f"scales of {group!r} must be {'+-1' if scale.kind == 'sign' else 'above 0'}")
             for tensor, number, exponent in scale.tensors:
-                along = self._along(tensor, number, group, factors)
+                along = self.along(tensor, number, group, factors)
                 along = 1 / along if (exponent < 0) != inverse else along
                 sides = [len(weights), *(1,) * len(self.shape(tensor))]
                 sides[1 + number] = along.shape[1]
@@ -317,7 +316,7 @@ class Symmetry:
 
     # --- inside
 
-    def _check_weights(self, weights: Any) -> None:
+    def check_weights(self, weights: Any) -> None:
         if weights.ndim != 2 or weights.shape[1] != self.layout.size:
             raise ValueError(f"weights must be (models, {self.layout.size}), got {tuple(weights.shape)}")
 
@@ -364,10 +363,7 @@ class Symmetry:
             if type(exponent) is not int or exponent not in (1, -1):
                 raise SymmetryError(f"an exponent of the scale of {scale.group!r} is 1 or -1, got {brief(exponent)}")
 
-    def _parent_at(self, names: Sequence[str | None], number: int, ancestor: str) -> int:
-        return parent_at(names, number, ancestor)
-
-    def _at_parents(self, name: str, of: Permutations, parents: Permutations) -> np.ndarray:
+    def at_parents(self, name: str, of: Permutations, parents: Permutations) -> np.ndarray:
         """A group's permutations `of`, each taken from where its parent comes from under `parents`."""
         p = of[name]
         for level, ancestor in enumerate(self.ancestors(name)):
@@ -376,7 +372,7 @@ class Symmetry:
                 p = np.take_along_axis(p, moved.reshape(*moved.shape, *(1,) * (p.ndim - 2 - level)), 1 + level)
         return p
 
-    def _along(self, tensor: str, number: int, group: str, factors: np.ndarray) -> np.ndarray:
+    def along(self, tensor: str, number: int, group: str, factors: np.ndarray) -> np.ndarray:
         """(models, entries of the axis): the group's factor for each entry, 1 for those of other groups."""
         parts = []
         for part in self.axis(tensor, number):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.assignment.assign import assign
+from weightspace.axes import parent_at
 from weightspace.rebasin.objective import products
 from weightspace.symmetry import Block, Symmetry
 
@@ -57,7 +58,7 @@ def places(symmetry: Symmetry, group: str) -> tuple[Place, ...]:
         names = [name for name, _, _ in block.dims]
         for at, name in enumerate(names):
             if name == group:
-                parents = tuple(symmetry._parent_at(names, at, parent) for parent in symmetry.ancestors(group))
+                parents = tuple(parent_at(names, at, parent) for parent in symmetry.ancestors(group))
                 rest = tuple(axis for axis in range(len(names)) if axis not in (*parents, at))
                 found.append(Place(block, at, parents, rest))
     return tuple(found)

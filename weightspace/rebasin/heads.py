@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.axes import parent_at
 from weightspace.layout import Layout
 from weightspace.rebasin.costs import Place, best_order, places
 from weightspace.rebasin.objective import dots
@@ -53,7 +54,7 @@ def _own(symmetry: Symmetry, names: list[str | None], axis: int, group: str, at:
     name = names[axis]
     if name is None or group not in symmetry.ancestors(name):
         return None
-    return name if symmetry._parent_at(names, axis, group) == at else None
+    return name if parent_at(names, axis, group) == at else None
 
 
 def joint_order(
