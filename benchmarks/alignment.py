@@ -31,7 +31,7 @@ from weightspace.symmetry import Permutations, Symmetry
 from zoo.shards import one_thread
 from zoo.train import train
 
-POPULATIONS = {32: (200, 20, 60), 128: (100, 20, 30), 512: (24, 10, 4)}  # width: models, epochs, models of the loops
+POPULATIONS = {32: (1001, 20, 150), 128: (100, 20, 30), 512: (24, 10, 4)}  # width: models, epochs, models of the loops
 LEAST = {32: 30.0, 128: 15.0, 512: 8.0}
 SPREAD = 0.02  # of the noise in populations larger than what is trained, relative to a network's weights
 BELOW = 1e-6  # of an objective
