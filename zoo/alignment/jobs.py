@@ -55,13 +55,13 @@ def plan_jobs(zoo: Zoo, frame: str, settings: Settings, where: str | None) -> tu
     jobs, refused = [], []
     for (variant,), rows in chosen.group_by("variant", maintain_order=True):
         architecture = Architecture.from_json(zoo.record.variants[variant].architecture)
+        view = zoo.frame(frame, variant) if variant in have else None
         try:
-            symmetry = symmetry_of(architecture)
+            symmetry = symmetry_of(architecture) if view is None else view.symmetry
             _check_layers(symmetry, settings.layers)
         except (InvalidSpecError, SymmetryError) as error:
             refused.append(Aligned(str(variant), 0, 0, 0, len(rows), None, 0.0, str(error)))
             continue
-        view = zoo.frame(frame, variant) if variant in have else None
         if view is not None and dict(view.settings) != settings.to_json():
             raise SpecMismatchError(
                 f"frame {frame!r} of {zoo.url} was made with {_difference(view.settings, settings.to_json())}; give "
