@@ -46,7 +46,7 @@ BENCHMARKS = {
     "agreement": Benchmark("population training against one network at a time, float64", 1, always=False),
     "alignment": Benchmark("populations against one model at a time with scipy, one core and all; growth", 2.2),
     "assignment": Benchmark("linear assignment on costs of matching against scipy, lapx and torch, one core", 0.8),
-    "rebasin": Benchmark("what alignment gives on digits MLPs, the table of views", 8, always=False),
+    "rebasin": Benchmark("what alignment gives on digits MLPs, the table of views", 12, always=False),
     "distributions": Benchmark("accuracies of 1,000 long runs, compiled against reference", 17, always=False),
     "gpu": Benchmark("kernels on a GPU against scipy, torch-linear-assignment and torch", 3, always=False),
     "planted": Benchmark("permutations found again, objectives of trained pairs against scipy ports", 5, always=False),
