@@ -237,7 +237,8 @@ def hostile(content: dict[str, Any]) -> list[dict[str, Any]]:
         {**content, "symmetry": []},
         {**content, "symmetry": {**symmetry, "axes": axes}},
         {**content, "symmetry": {**symmetry, "groups": {"hidden": {"size": 10**12, "parent": None, "fixed": False}}}},
-        {**content, "symmetry": {**symmetry, "groups": {"a": {"size": 2, "parent": "a", "fixed": False}}}},
+        {**content, "symmetry": {**symmetry, "groups": {"hidden": {"size": 2, "parent": "hidden", "fixed": False}}}},
+        {**content, "symmetry": {**symmetry, "groups": {"hidden": {"size": 2, "parent": "no", "fixed": False}}}},
         {**content, "origin": "0" * 32},
         {key: value for key, value in content.items() if key != "symmetry"},
     ]

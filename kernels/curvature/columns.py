@@ -23,7 +23,7 @@ import torch
 from numba import types
 from torch import Tensor
 
-from kernels.curvature.compiled import SOURCES, arrays, in_parts, own
+from kernels.curvature.compiled import SOURCES, arrays, own
 from kernels.curvature.passes import ahead, back
 from kernels.curvature.places import BACK, BEND, HERE, IN, INPUTS, OUT, OUTPUTS, SLOPE, Places, expand
 from kernels.curvature.tiles import dot, dot_squares, product
@@ -33,6 +33,7 @@ from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS, RELU
 from kernels.mlp.tiles import OPTIONS, ROWS, compiled
 from kernels.programs import Program
+from kernels.threads import in_parts
 
 COLUMNS = 1 << 14  # numbers: columns that are worked on at once
 

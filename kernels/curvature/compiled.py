@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from kernels.mlp.network import MLP
 from kernels.mlp.pointwise import KINDS
 from kernels.mlp.tiles import OPTIONS
 from kernels.programs import Program, sources
+from kernels.threads import in_parts
 
 VALUES, GRADIENTS, PRODUCTS, FORMS = range(4)
 PARTS = tuple(f"curvature/{name}.py" for name in ("compiled", "passes", "places", "pointwise", "tiles"))
@@ -198,15 +196,3 @@ def rows(count: int, size: int, dtype: Any) -> np.ndarray:
 def own(rows: np.ndarray, models: slice) -> np.ndarray:
     """Rows of these models, or the one that is all models'."""
     return rows if len(rows) == 1 else rows[models]
-
-
-def in_parts(work: Callable[[slice], None], models: int, threads: int) -> None:
-    """Calls `work` for as many consecutive parts of the models, at once."""
-    ends = [number * models // threads for number in range(threads + 1)]
-    parts = [slice(a, b) for a, b in itertools.pairwise(ends) if b > a]
-    if len(parts) < 2:
-        for one in parts:
-            work(one)
-        return
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(work, parts))
