@@ -210,11 +210,18 @@ def _write(zoo: Zoo, frame: str, view: View, kind: str, rows: pl.DataFrame, more
     }
     data = write_parquet(rows, {KEY: json.dumps(content)})
     name = f"frames/{frame}/{view.variant}.{kind}.{hashlib.sha256(data).hexdigest()[:32]}.parquet"
-    if not NAME.fullmatch(name):
-        raise FormatError(f"{frame!r} is no name of a frame: letters, digits, '_' and '-', a letter first, at most 64")
+    check_name(frame)
     if not zoo.metrics_folder.exists(name):
         zoo.metrics_folder.write(name, data)
     return name
+
+
+def check_name(frame: str) -> None:
+    """Raise FormatError unless this can be the name of a frame."""
+    if not FRAME.fullmatch(frame):
+        raise FormatError(
+            f"{frame[:80]!r} is no name of a frame: lower-case letters, digits, '_' and '-', a letter first, at most 64"
+        )
 
 
 def compact_frame(zoo: Zoo, frame: str, variant: str) -> None:

@@ -55,7 +55,7 @@ def summary(zoo: Zoo) -> dict[str, Any]:
             for name, one in zoo.measurements().items()
         },
         "frames": {
-            name: {"variants": len(variants), "runs": sum(len(zoo.frame(name, v).rows) for v in variants)}
+            name: {"variants": len(variants), "runs": sum(zoo.frame(name, v).rows["run"].n_unique() for v in variants)}
             for name, variants in zoo.frames().items()
         },
         "spec": zoo.record.spec,

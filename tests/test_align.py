@@ -19,7 +19,15 @@ import torch
 from typer.testing import CliRunner
 
 import catalog
-from catalog.errors import AlignError, InvalidSpecError, QueryError, SpecMismatchError, StorageError, UnknownNameError
+from catalog.errors import (
+    AlignError,
+    FormatError,
+    InvalidSpecError,
+    QueryError,
+    SpecMismatchError,
+    StorageError,
+    UnknownNameError,
+)
 from catalog.frames import frame_files
 from kernels.population import forward
 from tests.catalog_zoos import Stop, stopping, tree
@@ -247,6 +255,15 @@ def test_no_time_and_a_dry_run(zoo: Path) -> None:
     found = align(zoo, budget=0.0, settings=Settings(members=4))
     assert [(one.rows, one.before, one.left) for one in found] == [(0, 4, 8)] * 2
     assert [one.rows for one in align(zoo, settings=Settings(members=4))] == [8, 8]
+    hurried = align(zoo, "hurried", budget=0.0)
+    assert not any(one.finished for one in hurried)
+    assert all(one.finished for one in align(zoo, "patient"))
+    assert not catalog.open(zoo).frame("hurried", hurried[0].variant).rows["finished"].any()
+
+
+def test_names_are_looked_at_before_the_work(zoo: Path) -> None:
+    with pytest.raises(FormatError, match="no name of a frame: lower-case letters"):
+        align(zoo, "Mine", on_cost=lambda cost: pytest.fail("work had begun"))
 
 
 # --- what stops it

@@ -69,7 +69,8 @@ def print_aligned(found: Sequence[Aligned]) -> None:
             else f"; cosine with the universe {one.similarity[0]:.2f} -> {one.similarity[1]:.2f}"
         )
         proof = f", outputs equal to {one.certificate:.0e}" if one.rows else ""
-        print(f"{one.variant}: {one.rows} rows aligned by {one.groups} permutations{before}{left}{gain}{proof}")
+        cut = "" if one.finished else "; not finished, more would be gained in a new frame with more time"
+        print(f"{one.variant}: {one.rows} rows aligned by {one.groups} permutations{before}{left}{gain}{proof}{cut}")
 
 
 def _table_of(rows: list[dict[str, str]]) -> None:

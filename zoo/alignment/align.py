@@ -16,7 +16,17 @@ import torch
 
 from catalog.errors import AlignError
 from catalog.fragments import software
-from catalog.frames import COLUMNS, SCALES, View, compact_frame, encode_rows, frame_files, write_rows, write_universe
+from catalog.frames import (
+    COLUMNS,
+    SCALES,
+    View,
+    check_name,
+    compact_frame,
+    encode_rows,
+    frame_files,
+    write_rows,
+    write_universe,
+)
 from catalog.store import Zoo, open_zoo
 from weightspace.balance import balance
 from weightspace.rebasin.activations import match_activations
@@ -55,17 +65,20 @@ def align(
     Args:
         url: of a zoo whose architectures the registry knows.
         where: a condition on rows, as for `catalog.query`.
-        budget: seconds; what is left then stays for another call.
+        budget: seconds; rows that are left then stay for another call. What was begun is stored as good as it is, the
+            universe too, and said to be unfinished.
         threads: parts of the population worked on at once, None for as many as torch uses.
         metrics_at: where to store the frame, for a zoo that cannot be written; `catalog.open` takes the same.
         dry_run: only say what it would cost.
         on_cost: called before the work; raising in it stops. on_rows: called with numbers of rows done.
 
     Raises:
-        QueryError: no such rows. UnknownNameError: a run or a layer. SpecMismatchError: the frame was made with
-        other settings. AlignError: weights that cannot be aligned, or a certificate that fails. StorageError: the disk.
+        FormatError: no name of a frame. QueryError: no such rows. UnknownNameError: a run or a layer.
+        SpecMismatchError: the frame was made with other settings. AlignError: weights that cannot be aligned, or a
+        certificate that fails. StorageError: the disk.
     """
     settings = settings or Settings()
+    check_name(frame)
     zoo = open_zoo(url, metrics_at=metrics_at, **storage_options)
     jobs, refused = plan_jobs(zoo, frame, settings, where)
     if not jobs:
@@ -89,17 +102,15 @@ def _align(
     on_rows: Callable[[int], None],
 ) -> Aligned:
     """Align a variant: its universe if there is none, then all rows, some at a time."""
-    similar, worst, done = [], 0.0, 0
+    similar, worst, done, finished = [], 0.0, 0, True
     view, rows = job.view, job.rows
     if view is None:
         view, committed, cosines = _universe(zoo, frame, settings, job, _left(deadline), threads)
         similar.append(cosines)
         worst = float(committed["certificate"].max() or 0.0)  # type: ignore[arg-type]
-        rows = (
-            rows.join(committed.select("run"), on="run", how="anti", maintain_order="left")
-            if settings.by == "run"
-            else rows
-        )
+        finished = bool(committed["finished"].all())
+        if settings.by == "run":
+            rows = rows.join(committed.select("run"), on="run", how="anti", maintain_order="left")
         done += len(job.rows) - len(rows)
         on_rows(done)
     together = max(BYTES // (4 * job.symmetry.layout.size), 1)
@@ -111,6 +122,7 @@ def _align(
         write_rows(zoo, frame, replace(view, rows=found))
         similar.append(cosines)
         worst = max(worst, float(found["certificate"].max() or 0.0))  # type: ignore[arg-type]
+        finished &= bool(found["finished"].all())
         done += len(part)
         on_rows(len(part))
     compact_frame(zoo, frame, job.variant)
@@ -118,7 +130,7 @@ def _align(
     if similar:
         before, after = np.concatenate(similar).mean(0).tolist()
         similarity = before, after
-    return job.result(done, len(job.rows) - done, similarity, worst)
+    return job.result(done, len(job.rows) - done, similarity, worst, finished)
 
 
 def _left(deadline: float | None) -> float | None:

@@ -36,9 +36,16 @@ class Job:
     done: int
 
     def result(
-        self, rows: int, left: int, similarity: tuple[float, float] | None = None, certificate: float = 0.0
+        self,
+        rows: int,
+        left: int,
+        similarity: tuple[float, float] | None = None,
+        certificate: float = 0.0,
+        finished: bool = True,
     ) -> Aligned:
-        return Aligned(self.variant, len(self.symmetry.moving), rows, self.done, left, similarity, certificate)
+        """What became of it; arguments as for `Aligned`."""
+        groups = len(self.symmetry.moving)
+        return Aligned(self.variant, groups, rows, self.done, left, similarity, certificate, finished)
 
 
 def plan_jobs(zoo: Zoo, frame: str, settings: Settings, where: str | None) -> tuple[list[Job], list[Aligned]]:
@@ -60,7 +67,7 @@ def plan_jobs(zoo: Zoo, frame: str, settings: Settings, where: str | None) -> tu
             symmetry = symmetry_of(architecture) if view is None else view.symmetry
             _check_layers(symmetry, settings.layers)
         except (InvalidSpecError, SymmetryError) as error:
-            refused.append(Aligned(str(variant), 0, 0, 0, len(rows), None, 0.0, str(error)))
+            refused.append(Aligned(str(variant), 0, 0, 0, len(rows), None, 0.0, True, str(error)))
             continue
         if view is not None and dict(view.settings) != settings.to_json():
             raise SpecMismatchError(

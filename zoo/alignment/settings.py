@@ -77,7 +77,9 @@ class Aligned:
     Args:
         groups: permutations of a network. rows: aligned now; before: there already; left: for want of time.
         similarity: mean cosine with the universe of what was aligned now, before and after; None for nothing.
-        certificate: largest relative difference of outputs. reason: why it was left out, "" if it was not.
+        certificate: largest relative difference of outputs.
+        finished: whether nothing could be improved any more; False where time or sweeps ran out.
+        reason: why it was left out, "" if it was not.
     """
 
     variant: str
@@ -87,4 +89,5 @@ class Aligned:
     left: int
     similarity: tuple[float, float] | None
     certificate: float
+    finished: bool
     reason: str = ""
