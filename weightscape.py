@@ -231,7 +231,9 @@ def align(
     reference: Annotated[str | None, typer.Option(help="The run to align to; the first when left out.")] = None,
     members: Annotated[int, typer.Option(help="So many runs make the universe at most; the others join it.")] = 256,
     balance: Annotated[bool, typer.Option("--balance", help="Balance scales of ReLU, signs of tanh first.")] = False,
-    layer: Annotated[list[str] | None, typer.Option(help="A tensor whose units may move; again for more.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="A layer or tensor whose units may move; again for more.")
+    ] = None,
     restarts: Annotated[int, typer.Option(help="Random starts of each matching beside the identity.")] = 0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     budget: Annotated[float | None, typer.Option(help="Seconds; what is left stays for another call.")] = None,
@@ -276,17 +278,20 @@ def duplicates(
     zoo: ZooArgument,
     where: Annotated[str | None, typer.Option(help='A condition, such as "width >= 32".')] = None,
     epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
-    near: Annotated[float, typer.Option(help="Relative distance below which two are near; 0 for exact ones.")] = 0.2,
+    near: Annotated[
+        float | None, typer.Option(help="Relative distance below which two are near, 0.2 when left out; 0: exact ones.")
+    ] = None,
     scale: Annotated[bool, typer.Option("--scale", help="Find copies with scaled or flipped units too.")] = False,
     form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     quiet: Quiet = False,
 ) -> None:
     """Find networks that are the same, exactly or nearly, but for the order of their units."""
     with _errors(form == "json"):
+        from weightspace.duplicates import NEAR
         from zoo.duplicates import duplicates as work
         from zoo.printing import print_rows
 
-        found = work(zoo, where=where, epoch=epoch, near=near or None, scale=scale)
+        found = work(zoo, where=where, epoch=epoch, near=NEAR if near is None else near or None, scale=scale)
         if len(found):
             print_rows(found, form)
         elif not quiet:

@@ -15,13 +15,14 @@ import polars as pl
 from catalog.errors import MissingDataError, NotAZooError, QueryError, UnknownNameError, unknown_name
 from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
-from catalog.frames import View, frame_names, read_view, seen_in
+from catalog.frames import frame_names, read_view, seen_in
 from catalog.grid import from_stored
 from catalog.metrics import Measurement, measurements, with_metrics
 from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.shards import Shard
 from catalog.table import cached_table, fragment_rows, missing_column, with_status
+from catalog.views import View
 from weightspace.layout import Layout
 
 ADDRESS = ("variant", "model", "checkpoint")

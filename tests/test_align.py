@@ -172,11 +172,15 @@ def test_balanced_scales_are_exactly_undone(tmp_path: Path) -> None:
 def test_some_layers_alone(tmp_path: Path) -> None:
     path = relu(tmp_path / "relu.zoo")
     align(path, settings=Settings(layers=("output.weight",)))
-    view = catalog.open(path).frame("universe")
+    align(path, "whole", Settings(layers=("output",)))
+    view, whole = (catalog.open(path).frame(name) for name in ("universe", "whole"))
+    assert whole.rows["permutations"].equals(view.rows["permutations"])
     permutations = view.decode(range(5))[0]
     assert (permutations["hidden0"] == np.arange(6)).all()
     assert (permutations["hidden1"] != np.arange(6)).any()
-    with pytest.raises(UnknownNameError, match=r"unknown tensor 'outptu.weight'; .* did you mean 'output.weight'"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown tensor or layer 'outptu.weight'; .* did you mean 'output.weight'"
+    ):
         align(path, "other", Settings(layers=("outptu.weight",)))
 
 

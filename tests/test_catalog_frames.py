@@ -15,9 +15,10 @@ import pytest
 import catalog
 from catalog.errors import CorruptError, FormatError, MissingDataError, QueryError, UnknownNameError
 from catalog.fragments import KEY, read_content, write_parquet
-from catalog.frames import COLUMNS, View, compact_frame, encode_rows, frame_files, smallest, write_rows, write_universe
+from catalog.frames import compact_frame, frame_files, write_rows, write_universe
 from catalog.store import Zoo
 from catalog.verify import verify
+from catalog.views import COLUMNS, View, encode_rows, smallest
 from tests.catalog_zoos import LAYOUT, Truth, fill, forge_fragment, net
 from weightspace.layout import Layout
 from weightspace.symmetry import Scale, Symmetry

@@ -11,7 +11,8 @@ import torch
 
 import catalog
 from catalog.errors import MissingDataError
-from catalog.frames import COLUMNS, View, encode_rows, write_rows, write_universe
+from catalog.frames import write_rows, write_universe
+from catalog.views import COLUMNS, View, encode_rows
 from weightspace.rebasin.matching import match_weights
 from weightspace.symmetry import Symmetry
 from zoo.architectures import Architecture

@@ -16,18 +16,9 @@ import torch
 
 from catalog.errors import AlignError
 from catalog.fragments import software
-from catalog.frames import (
-    COLUMNS,
-    SCALES,
-    View,
-    check_name,
-    compact_frame,
-    encode_rows,
-    frame_files,
-    write_rows,
-    write_universe,
-)
+from catalog.frames import check_name, compact_frame, frame_files, write_rows, write_universe
 from catalog.store import Zoo, open_zoo
+from catalog.views import COLUMNS, SCALES, View, encode_rows
 from weightspace.balance import balance
 from weightspace.rebasin.activations import match_activations
 from weightspace.rebasin.alignment import Alignment, AlignmentError
@@ -107,7 +98,7 @@ def _align(
     if view is None:
         view, committed, cosines = _universe(zoo, frame, settings, job, _left(deadline), threads)
         similar.append(cosines)
-        worst = float(committed["certificate"].max() or 0.0)  # type: ignore[arg-type]
+        worst = float(committed["certificate"].to_numpy().max())
         finished = bool(committed["finished"].all())
         if settings.by == "run":
             rows = rows.join(committed.select("run"), on="run", how="anti", maintain_order="left")
@@ -121,7 +112,7 @@ def _align(
         found, cosines = _join(zoo, settings, job, view, part, _left(deadline), threads)
         write_rows(zoo, frame, replace(view, rows=found))
         similar.append(cosines)
-        worst = max(worst, float(found["certificate"].max() or 0.0))  # type: ignore[arg-type]
+        worst = max(worst, float(found["certificate"].to_numpy().max()))
         finished &= bool(found["finished"].all())
         done += len(part)
         on_rows(len(part))

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from catalog.errors import InvalidSpecError, QueryError, SpecMismatchError, UnknownNameError, unknown_name
-from catalog.frames import View
 from catalog.store import Zoo
 from catalog.table import query
+from catalog.views import View
 from weightspace.rebasin.estimate import PROBE, estimate
+from weightspace.rebasin.objective import chosen_groups
 from weightspace.symmetry import Symmetry, SymmetryError
 from zoo.alignment.settings import TO_ONE, Aligned, Cost, Settings
 from zoo.architectures import Architecture
@@ -96,9 +97,12 @@ def _check_reference(settings: Settings, rows: pl.DataFrame) -> None:
 
 
 def _check_layers(symmetry: Symmetry, layers: Iterable[str] | None) -> None:
+    """Raise UnknownNameError unless these are tensors or layers, the part of their names before the last dot."""
+    names = symmetry.layout.names
+    known = dict.fromkeys([*names, *filter(None, (name.rpartition(".")[0] for name in names))])
     for name in layers or ():
-        if name not in symmetry.layout:
-            raise unknown_name("tensor", name, symmetry.layout.names)
+        if name not in known:
+            raise unknown_name("tensor or layer", name, known)
 
 
 def _members(rows: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -115,7 +119,7 @@ def restricted(symmetry: Symmetry, layers: Iterable[str] | None) -> Symmetry:
     """The symmetry with the groups of these tensors free alone, all others fixed."""
     if layers is None:
         return symmetry
-    touched = {group for block in symmetry.blocks if block.tensor in set(layers) for group in block.groups}
+    touched = chosen_groups(symmetry, layers=layers)
     groups = {name: g if name in touched else replace(g, fixed=True) for name, g in symmetry.groups.items()}
     return Symmetry(symmetry.layout, symmetry.axes, groups)
 

@@ -25,7 +25,7 @@ class Settings:
         members: of the runs, so many at most make the universe; the others join it.
         balance: first balance the scales of ReLU units, by powers of two, which is exactly reversible, and make the
             signs of units with an odd activation canonical.
-        layers: tensors whose units may move; None for all.
+        layers: layers or tensors whose units may move; None for all.
         restarts: random starts of each matching beside the identity.
         samples: training inputs that "activations" looks at.
         seed: of everything random. sweeps: at most, of a matching.
