@@ -60,7 +60,7 @@ dev: $(VENV)/.stamp-dev
 $(VENV)/.stamp-core: pyproject.toml constraints-cpu.txt
 	$(if $(PYTHON),,$(error no Python 3.11 or newer with venv was found; install one or name it: make PYTHON=/path/to/python3))
 	$(BIN)/python -c "import pip" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python $(PIP) $(CONSTRAINTS) -e ".[plot]"
+	$(BIN)/python $(PIP) $(CONSTRAINTS) -e ".[plot,generators]"
 	touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-core

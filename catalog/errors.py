@@ -57,6 +57,10 @@ class AlignError(ZooError, ValueError):
     """Networks cannot be aligned, or an alignment changes what they compute; nothing of it was stored."""
 
 
+class GeneratorError(ZooError, ValueError):
+    """A generator cannot be trained, stored, loaded, sampled or judged as asked."""
+
+
 class UnknownNameError(ZooError, KeyError):
     """A name that is not in its dict."""
 

@@ -1,0 +1,1 @@
+"""The evaluation contract: what a generator must report before anybody believes it."""

@@ -1,0 +1,1 @@
+"""Flow matching on weights: paths, velocity networks, solvers, training."""

@@ -1,0 +1,230 @@
+"""What a generator learns from and is judged against: the networks of one variant, split by lineage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from catalog.errors import GeneratorError, MissingDataError, QueryError, UnknownNameError, unknown_name
+from catalog.store import Zoo
+from catalog.table import query
+from kernels.random import permutation
+from weightspace.layout import Layout
+from zoo.architectures import Architecture
+from zoo.datasets import Dataset
+from zoo.landscape.measure import plan_of
+
+SPLITS = ("train", "validation", "test")
+LEAST = 8  # lineages: fewer leave nothing to learn from, or nothing to judge by
+SPLIT_SITE = 6  # of the random streams
+BYTES = 1 << 26  # of weights read at once
+
+
+@dataclass(frozen=True)
+class Population:
+    """Networks of one variant, seen in one frame, each lineage (a run with all its checkpoints) in one split.
+
+    Args:
+        rows: one a network, as `zoo.scan()` gives them, with a column `split`. Sorted by run and epoch.
+        frame: name of an alignment of the zoo, None for weights as they are.
+    """
+
+    zoo: Zoo
+    variant: str
+    rows: pl.DataFrame
+    frame: str | None = None
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return Architecture.from_json(self.zoo.record.variants[self.variant].architecture)
+
+    @property
+    def layout(self) -> Layout:
+        return self.zoo.layouts[self.variant]
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set that the networks were trained on."""
+        return plan_of(self.zoo).data
+
+    @cached_property
+    def _parts(self) -> dict[str, pl.DataFrame]:
+        return {name: self.rows.filter(pl.col("split") == name) for name in SPLITS}
+
+    def split(self, name: str) -> pl.DataFrame:
+        """The rows of "train", "validation" or "test"."""
+        if name not in SPLITS:
+            raise unknown_name("split of lineages", name, SPLITS)
+        return self._parts[name]
+
+    def read(self, split: str = "train", places: Sequence[int] | np.ndarray | slice | None = None) -> np.ndarray:
+        """Weights (models, size) float32 in the frame, of all rows of a split or those at some places in it."""
+        rows = self.split(split)
+        if isinstance(places, slice):
+            rows = rows[places]
+        elif places is not None:
+            rows = rows[np.asarray(places, np.int64).tolist()]
+        if not len(rows):
+            return np.empty((0, self.layout.size), np.float32)
+        weights: np.ndarray = self.zoo.read(rows, dtype="float32", frame=self.frame)
+        return weights
+
+    def batches(self, split: str = "train", size: int = BYTES) -> Iterator[np.ndarray]:
+        """The same in order, about so many bytes at a time: for what needs one pass and never the whole."""
+        some = max(1, size // (4 * self.layout.size))
+        for first in range(0, len(self.split(split)), some):
+            yield self.read(split, slice(first, first + some))
+
+    def bytes(self, split: str = "train") -> int:
+        """Of all weights of a split in float32."""
+        return 4 * self.layout.size * len(self.split(split))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 digits of which networks these are: zoo, variant, frame, and run, epoch and checksum of each row."""
+        names = ("run", "epoch", "crc32c", "split")
+        lines = [self.zoo.record.digest, self.variant, self.frame_origin or ""]
+        lines += ["\t".join(map(str, row)) for row in self.rows.select(names).iter_rows()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    @cached_property
+    def frame_origin(self) -> str | None:
+        """Which alignment the frame is: two of one name may have another universe."""
+        return None if self.frame is None else self.zoo.frame(self.frame, self.variant).origin
+
+    def source(self) -> dict[str, Any]:
+        """What is stored with a generator to say what it learned from, as JSON."""
+        return {
+            "zoo": self.zoo.name,
+            "url": self.zoo.url,
+            "digest": self.zoo.record.digest,
+            "variant": self.variant,
+            "architecture": self.architecture.to_json(),
+            "layout": self.layout.fingerprint,
+            "frame": self.frame,
+            "frame_origin": self.frame_origin,
+            "population": self.fingerprint,
+            "data": dict(self.zoo.record.info.get("data") or {}),
+            "lineages": {name: self.split(name)["run"].n_unique() for name in SPLITS},
+            "members": {name: self.split(name).select("run", "epoch").rows() for name in SPLITS},
+        }
+
+
+def population(
+    zoo: Zoo,
+    where: str | None = None,
+    *,
+    rows: pl.DataFrame | None = None,
+    variant: str | None = None,
+    epoch: int | None = None,
+    every_epoch: bool = False,
+    frame: str | None = None,
+    held_out: float = 0.1,
+    split: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Population:
+    """Choose the networks of a zoo to learn from.
+
+    Args:
+        where: a condition on rows, as for `catalog.query`. rows: those to take instead; status ok only.
+        variant: not needed where the rows are of one.
+        epoch: which checkpoint of each run, the last one when left out; `every_epoch` takes all.
+        frame: name of an alignment (`weightscape align`), None for weights as they are.
+        held_out: share of the lineages for validation (choices), and as much again for the test split (reports).
+        split: instead of that, name -> runs; each run in one of them.
+        seed: of the split.
+
+    Raises:
+        GeneratorError: fewer than `LEAST` lineages or a split without any, a lineage in two splits, rows of several
+            variants, a frame that does not cover the rows. UnknownNameError: no such frame. QueryError: no such rows.
+    """
+    if rows is None:
+        rows = query(zoo, where, columns=zoo.scan().collect_schema().names())
+    elif where is not None:
+        raise GeneratorError("give rows or a condition on them, not both")
+    rows = rows.filter(pl.col("status") == "ok")
+    if variant is not None:
+        rows = rows.filter(pl.col("variant") == variant)
+    if not every_epoch:
+        last = pl.col("epoch").max().over("run")
+        rows = rows.filter(pl.col("epoch") == (last if epoch is None else epoch))
+    if not len(rows):
+        raise QueryError(f"no rows of {zoo.url} fit: a condition, a variant or an epoch that none has")
+    if len(variants := rows["variant"].unique().sort().to_list()) > 1:
+        raise GeneratorError(
+            f"a generator learns one variant, and the rows are of {len(variants)}: {', '.join(variants[:5])}; "
+            'give variant=... or a condition such as "width = 32"'
+        )
+    rows = rows.sort("run", "epoch")
+    named = _by_lineage(rows, held_out, seed) if split is None else _given(rows, split)
+    _check_frame(zoo, frame, variants[0], rows)
+    return Population(zoo, variants[0], named, frame)
+
+
+def _by_lineage(rows: pl.DataFrame, held_out: float, seed: int) -> pl.DataFrame:
+    """Rows with a split each, drawn by the seed from the runs in order."""
+    runs = rows["run"].unique().sort()
+    if len(runs) < LEAST:
+        raise GeneratorError(
+            f"a generator needs {LEAST} lineages (runs) or more, to learn from and to hold out; got {len(runs)}. Build "
+            "more seeds, or loosen the condition"
+        )
+    if not isinstance(held_out, int | float) or not 0 < held_out < 0.5:
+        raise GeneratorError(f"held_out must be a share of the lineages above 0 and below 0.5, got {held_out!r}")
+    each = max(1, round(held_out * len(runs)))
+    order = permutation(np.array([seed], np.uint64), SPLIT_SITE, count=len(runs))[0]
+    names = np.full(len(runs), "train", object)
+    names[order[:each]], names[order[each : 2 * each]] = "validation", "test"
+    return rows.join(pl.DataFrame({"run": runs, "split": names.tolist()}), on="run", how="left", maintain_order="left")
+
+
+def _given(rows: pl.DataFrame, split: Mapping[str, Sequence[str]]) -> pl.DataFrame:
+    """Rows with the split that the user names for their runs; others are left out."""
+    for name in split:
+        if name not in SPLITS:
+            raise unknown_name("split of lineages", name, SPLITS)
+    pairs = [(run, name) for name, runs in split.items() for run in dict.fromkeys(runs)]
+    runs = [run for run, _ in pairs]
+    if twice := [run for run in dict.fromkeys(runs) if runs.count(run) > 1] if len(set(runs)) < len(runs) else []:
+        raise GeneratorError(
+            f"{len(twice)} lineages are in two splits ({', '.join(twice[:3])}): what is held out must be of other runs"
+        )
+    if missing := set(runs) - set(rows["run"]):
+        raise GeneratorError(
+            f"{len(missing)} runs of the split are not among the rows: {', '.join(sorted(missing)[:3])}"
+        )
+    named = pl.DataFrame(pairs, schema={"run": pl.String, "split": pl.String}, orient="row")
+    found = rows.join(named, on="run", how="inner", maintain_order="left")
+    lineages = {name: found.filter(pl.col("split") == name)["run"].n_unique() for name in SPLITS}
+    if lineages["train"] < LEAST // 2 or not all(lineages.values()):
+        raise GeneratorError(
+            f"a split needs {LEAST // 2} lineages or more to train on and one or more for validation and test, got "
+            f"{lineages}"
+        )
+    return found
+
+
+def _check_frame(zoo: Zoo, frame: str | None, variant: str, rows: pl.DataFrame) -> None:
+    """Raise unless the frame is there and has all rows: before hours are spent."""
+    if frame is None:
+        return
+    if frame not in (known := zoo.frames()):
+        raise UnknownNameError(
+            f"{zoo.url} has no frame {frame!r}; it has {', '.join(known) or 'none'}. `weightscape align` makes one"
+        )
+    try:
+        view = zoo.frame(frame, variant)
+    except MissingDataError as error:
+        raise GeneratorError(f"{error}; align that variant first") from error
+    lacking = [run for run, epoch in rows.select("run", "epoch").iter_rows() if view.place(run, epoch) is None]
+    if lacking:
+        raise GeneratorError(
+            f"frame {frame!r} of {zoo.url} lacks {len(lacking)} of the {len(rows)} rows ({', '.join(lacking[:3])}); "
+            "`weightscape align` adds what it does not have yet"
+        )
