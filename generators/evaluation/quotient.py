@@ -29,6 +29,7 @@ from generators.evaluation.novelty import (
     parameters,
     spacing,
 )
+from generators.evaluation.signs import match_signed, signed
 from weightspace.balance import balance
 from weightspace.duplicates import invariants
 from weightspace.layout import Layout
@@ -224,6 +225,8 @@ def _matched(
             symmetry, moved, target, restarts=search.restarts, seed=search.seed, threads=search.threads
         )
         moved = symmetry.permute(moved, found_order.permutations)
+        if signed(symmetry):
+            moved = match_signed(symmetry, moved, target)
         found[part] = distances(parameters(moved, symmetry.layout, ""), parameters(target, symmetry.layout, ""))
     return found
 
