@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from generators.recipe import CHOICES
 from weightspace.layout import Layout
 
 MEMORY = 1 << 31  # bytes of weights that fitting holds at once
+NUMBERS = 1 << 20  # worked on at once where each stands alone
 ROWS = 64  # codes multiplied at once, always so many: the bits of one do not depend on how many there are
 
 
@@ -76,8 +77,7 @@ class Codec:
         self._check(weights, self.layout.size, "weights")
         codes = np.empty((len(weights), self.width), np.float32)
         mean = self._take(self.mean[None])[0]
-        for first in range(0, len(weights), ROWS):
-            here = slice(first, first + ROWS)
+        for here in self._rows(len(weights)):
             part = self._take(np.asarray(weights[here], np.float32)) - mean
             part /= self.scale
             codes[here] = part if self.basis is None else _product(part, self.basis.T) / self.spread
@@ -93,8 +93,7 @@ class Codec:
         weights = np.empty((len(codes), self.layout.size), np.float32)
         weights[:] = self.mean
         mean = self._take(self.mean[None])[0]
-        for first in range(0, len(codes), ROWS):
-            here = slice(first, first + ROWS)
+        for here in self._rows(len(codes)):
             part = np.asarray(codes[here], np.float32)
             part = part if self.basis is None else _product(part * self.spread, self.basis)
             part = part * self.scale + mean
@@ -103,6 +102,10 @@ class Codec:
             else:
                 weights[here, self.places] = part
         return weights
+
+    def _rows(self, count: int) -> Iterator[slice]:
+        step = ROWS if self.basis is not None else max(1, NUMBERS // max(self.layout.size, 1))
+        return (slice(first, first + step) for first in range(0, count, step))
 
     def _take(self, weights: np.ndarray) -> np.ndarray:
         return weights if len(self.places) == self.layout.size else weights[:, self.places]
@@ -135,7 +138,7 @@ def fit_codec(
 
     Raises:
         UnknownNameError: another codec or scaling. GeneratorError: components that there are not, whole numbers among
-            the parameters.
+            the parameters, networks that are all equal.
     """
     for name, value in (("codec", codec), ("scaling", scaling)):
         if value not in CHOICES[name]:
@@ -147,22 +150,15 @@ def fit_codec(
     places, found = parameter_places(layout), moments(population)
     scale = deviations(population, found.variance, scaling, places).astype(np.float32)
     mean = found.mean.astype(np.float32)
+    if not found.variance[places].any():
+        raise GeneratorError("all networks of the training split are equal: there is nothing to learn from them")
     if codec == "identity":
         if scaling == "none":
             mean[places] = 0
         spread = (np.sqrt(found.variance[places]) / scale).astype(np.float32)
         return Codec(layout, mean, scale, None, spread, population.fingerprint, settings)
-    found_components = principal(population, Standard(places, mean[places], scale), components, memory)
-    return Codec(
-        layout,
-        mean,
-        scale,
-        found_components.basis,
-        found_components.spread,
-        population.fingerprint,
-        settings,
-        found_components.report,
-    )
+    best = principal(population, Standard(places, mean[places], scale), components, memory)
+    return Codec(layout, mean, scale, best.basis, best.spread, population.fingerprint, settings, best.report)
 
 
 def check_codec(codec: Codec, population: Population) -> None:
@@ -186,7 +182,7 @@ def _check_floats(layout: Layout) -> None:
 
 
 def _product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """rows @ matrix in float32, `ROWS` rows at a time whatever there are."""
+    """rows @ matrix in float32, as if there were always `ROWS` rows."""
     if len(rows) == ROWS:
         return np.asarray(rows @ matrix)
     full = np.zeros((ROWS, rows.shape[1]), np.float32)
