@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "network": ("mlp", "residual", "transformer"),
     "schedule": ("cosine", "constant"),
     "solver": ("euler", "midpoint", "rk4", "adaptive"),
+    "select": ("best", "last"),
 }
 
 
@@ -45,7 +46,8 @@ class FlowRecipe:
         learning_rate, final_rate, schedule, beta1, beta2, weight_decay, warmup, clip: of AdamW; clip 0 for none.
         batch_size, iterations: iterations are optimiser steps. ema: decay of the averaged weights that sample; 0: none.
         solver, steps: how samples are integrated; steps of the fixed solvers, tolerance of "adaptive".
-        judge_every: iterations between two looks of the watchdogs; 0 for ten looks in all.
+        judge_every: iterations between two looks of the watchdogs; 0 for ten looks in all. select: the network of the
+            "best" look (most samples that work and are new, see `generators.flow.watchdogs`), or of the "last" iteration.
     """
 
     codec: str = "identity"
@@ -84,6 +86,7 @@ class FlowRecipe:
     steps: int = 32
     tolerance: float = 1e-4
     judge_every: int = 0
+    select: str = "best"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", tuple(self.conditions))
@@ -179,6 +182,7 @@ def deepweightflow() -> FlowRecipe:
         ema=0.0,
         solver="rk4",
         steps=99,
+        select="last",
     )
 
 
