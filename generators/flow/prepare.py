@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from catalog.errors import GeneratorError, InvalidSpecError, unknown_name
 from generators.codec import Codec
+from generators.covariance import with_covariance
 from generators.data import WeightDataModule
 from generators.flow.drawing import source_of
 from generators.flow.looks import MODELS, accuracies
@@ -19,7 +21,9 @@ from generators.flow.networks import build_network
 from generators.population import Population
 from generators.recipe import RECIPES, FlowRecipe
 from generators.requests import digest_of, request_of
+from zoo.architectures import Architecture
 from zoo.splits import with_validation
+from zoo.symmetries import symmetry_of
 
 MARGIN = 0.25  # of the way from chance to the networks' own accuracy, which a codec must keep
 SEEDS = 1 << 48
@@ -86,17 +90,28 @@ def prepare(
         conditions=recipe.conditions, batch_size=recipe.batch_size, seed=seed,
     )  # fmt: skip
     data.setup()
-    trip = round_trip(data.codec, population)
+    fitted = with_covariance(data.codec, population) if recipe.source == "gaussian" else data.codec
+    trip = round_trip(fitted, population)
     if not force:
         check_round_trip(trip)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = data.conditions.width if data.conditions else 0
-        network = build_network(recipe, data.codec.width, width, population.layout)
+        network = network_of(recipe, fitted, width, population.architecture)
     request = request_of("flow", settings, population.source())
-    module = FlowModule(network, source_of(data.codec, recipe, seed), recipe, seed, digest_of(request))
-    report = {**data.codec.report, "round_trip": trip}
-    return Prepared(data, replace(data.codec, report=report), module, settings, request)
+    module = FlowModule(network, source_of(fitted, recipe, seed), recipe, seed, digest_of(request))
+    report = {**fitted.report, "round_trip": trip}
+    return Prepared(data, replace(fitted, report=report), module, settings, request)
+
+
+def network_of(recipe: FlowRecipe, codec: Codec, condition_width: int, architecture: Architecture) -> nn.Module:
+    """The velocity network of a recipe for codes of an architecture, by torch's seed.
+
+    Raises:
+        InvalidSpecError: "units" for an architecture without hidden units.
+    """
+    symmetry = symmetry_of(architecture) if recipe.network == "units" else None
+    return build_network(recipe, codec.width, condition_width, codec.layout, symmetry)
 
 
 def round_trip(codec: Codec, population: Population) -> dict[str, float]:

@@ -14,7 +14,6 @@ from generators.recipe import FlowRecipe
 from kernels.random import normal
 
 POOL_SITE, SAMPLE_SITE = 0x60, 0x61  # of the random streams
-LARGEST = 8192  # rows of a factor of a covariance
 TOGETHER = 1 << 21  # numbers drawn at once: the words of the counter take ten times their memory
 
 
@@ -35,27 +34,34 @@ class Source:
     factor: Tensor | None = None
     temperature: float = 1.0
 
+    @property
+    def rank(self) -> int:
+        """Standard normals that a vector of noise is made of."""
+        return len(self.scale) if self.factor is None else len(self.factor)
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, width) for training, a function of the generator alone, which must be on the device of `scale`."""
         device = self.scale.device
         if self.pool is not None:
             chosen = torch.randint(len(self.pool), (count,), generator=generator, device=device)
             return self.pool[chosen]
-        rank = len(self.scale) if self.factor is None else len(self.factor)
-        return self._shaped(torch.randn(count, rank, generator=generator, device=device, dtype=self.scale.dtype))
+        return self.shaped(torch.randn(count, self.rank, generator=generator, device=device, dtype=self.scale.dtype))
 
-    def _shaped(self, noise: Tensor) -> Tensor:
-        """Standard normals (count, rank) -> (count, width)."""
-        return (noise if self.factor is None else noise @ self.factor) * self.scale
+    def shaped(self, normals: Tensor) -> Tensor:
+        """Standard normals (count, rank) -> noise (count, width)."""
+        return (normals if self.factor is None else normals @ self.factor) * self.scale
+
+    def normals(self, numbers: np.ndarray, seed: int) -> Tensor:
+        """(numbers, rank) on the device of `scale`: each row is a function of (seed, number) to the bit."""
+        return _by_number(numbers, seed, SAMPLE_SITE, self.rank).to(self.scale)
 
     def at(self, numbers: np.ndarray, seed: int) -> Tensor:
         """(numbers, width) for sampling: number n of a seed is always the same vector, whatever else is drawn.
 
-        Never from the pool: sampling draws new noise, as DeepWeightFlow does. With a factor the last bits depend on how
-        many are drawn together.
+        Never from the pool: sampling draws new noise, as DeepWeightFlow does. With a factor the last bits depend on
+        where in a block of which size a number stands; see `generators.flow.drawing`.
         """
-        rank = len(self.scale) if self.factor is None else len(self.factor)
-        return self._shaped(_by_number(numbers, seed, SAMPLE_SITE, rank).to(self.scale)) * self.temperature
+        return self.shaped(self.normals(numbers, seed)) * self.temperature
 
     def to(self, device: torch.device | str) -> Source:
         """The same on another device."""
@@ -70,7 +76,7 @@ def make_source(recipe: FlowRecipe, spread: Tensor, seed: int, factor: Tensor | 
     Args:
         spread: (width,) deviations of the training codes; "matched" multiplies them, "fixed" takes their width.
         seed: of the pool.
-        factor: of their covariance, see `covariance_factor`; for "gaussian".
+        factor: of their covariance, `Codec.factor`; for "gaussian".
 
     Raises:
         GeneratorError: a Gaussian source without the factor.
@@ -84,24 +90,6 @@ def make_source(recipe: FlowRecipe, spread: Tensor, seed: int, factor: Tensor | 
         return Source(scale, temperature=recipe.temperature)
     pool = _by_number(np.arange(recipe.pool), seed, POOL_SITE, len(scale)).to(scale) * scale
     return Source(scale, pool, temperature=recipe.temperature)
-
-
-def covariance_factor(codes: np.ndarray) -> np.ndarray:
-    """(rank, width) float32 F with F' F the covariance of codes (models, width), not the unbiased one.
-
-    With no more models than numbers these are the centred codes themselves, over the root of their number: noise is
-    then a random mixture of all models. Of more than `LARGEST` models and numbers, models spread evenly over all are
-    taken.
-    """
-    models, width = codes.shape
-    if min(models, width) > LARGEST:
-        codes = codes[np.linspace(0, models - 1, LARGEST).astype(int)]
-        models = LARGEST
-    centred = codes - codes.mean(0, dtype=np.float64)
-    if models <= width:
-        return (centred / np.sqrt(models)).astype(np.float32)
-    values, vectors = np.linalg.eigh(centred.T @ centred / models)
-    return (vectors * np.sqrt(np.maximum(values, 0))).T.astype(np.float32)
 
 
 def _by_number(numbers: np.ndarray, seed: int, site: int, width: int) -> Tensor:
