@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from generators.codec import Codec
 from generators.flow.guidance import velocity_of
+from generators.flow.networks import build_network
 from generators.flow.solvers import integrate
 from generators.flow.source import Source, make_source
 from generators.generator import TOGETHER
 from generators.recipe import FlowRecipe
+from zoo.architectures import Architecture
+from zoo.symmetries import symmetry_of
 
 NUMBERS = 1 << 26  # in a block: of long vectors fewer are drawn together; part of what a sample is, so it never changes
 
@@ -88,3 +92,21 @@ def source_of(codec: Codec, recipe: FlowRecipe, seed: int) -> Source:
     spread = np.ones(codec.width, np.float32) if codec.basis is not None else codec.spread
     factor = None if codec.factor is None else torch.from_numpy(codec.factor)
     return make_source(recipe, torch.from_numpy(np.array(spread, np.float32)), seed, factor)
+
+
+def network_of(recipe: FlowRecipe, codec: Codec, condition_width: int, architecture: Architecture) -> nn.Module:
+    """The velocity network of a recipe for codes of an architecture, by torch's seed.
+
+    Raises:
+        InvalidSpecError: "units" for an architecture without hidden units.
+    """
+    symmetry = symmetry_of(architecture) if recipe.network == "units" else None
+    return build_network(recipe, codec.width, condition_width, codec.layout, symmetry)
+
+
+def content_of(network: nn.Module, codec: Codec) -> str:
+    """16 digits of what was learned."""
+    digest = hashlib.sha256(codec.fingerprint.encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
