@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from catalog.errors import GeneratorError
 from generators.evaluation.estimate import Estimate, mean, pair_mean
-from generators.evaluation.functions import TOGETHER, Behaviour, pairwise_disagreement, pairwise_iou
+from generators.evaluation.functions import Behaviour, pairwise_disagreement
 from generators.evaluation.novelty import parameters
+from kernels.distance.distance import pairwise_distance
+from kernels.overlap.overlap import error_overlap
 from kernels.random import permutation
 from weightspace.layout import Layout
 
 VOTES = 16
 REPEATS = 64
 VOTE_SITE = 7  # of the random streams
+TOGETHER = 1 << 23  # pairs compared at once
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ def diversity(
     good = ~seen.failed
     some = seen.pick(good)
     return Diversity(
-        pair_mean(distance_sums(values[good])),
-        pair_mean(_sums(some.bits, pairwise_iou, 1.0)),
-        pair_mean(_sums(some.predictions, pairwise_disagreement, 0.0)),
+        pair_mean(_sums(values[good], pairwise_distance)),
+        pair_mean(_sums(some.bits, error_overlap)),
+        pair_mean(_sums(some.predictions, pairwise_disagreement)),
         ensemble_gain(some.predictions, labels, votes=votes, repeats=repeats, seed=seed),
         min(votes, len(some.failed)),
     )
@@ -104,27 +107,13 @@ def ensemble_gain(
     return mean(gains)
 
 
-def distance_sums(values: np.ndarray) -> np.ndarray:
-    """(models,) float64, of each model the sum of its Euclidean distances to all others."""
-    centred = values - values.mean(0, dtype=np.float64)
-    squares = np.einsum("ms,ms->m", centred, centred)
-    sums = np.empty(len(values))
-    for part in _parts(len(values), len(values)):
-        apart = squares[part, None] + squares - 2 * centred[part] @ centred.T
-        apart[np.arange(len(apart)), np.arange(part.start, part.start + len(apart))] = 0
-        sums[part] = np.sqrt(np.maximum(apart, 0)).sum(1)
-    return sums
-
-
-def _sums(rows: np.ndarray, compare: Callable[[np.ndarray, np.ndarray], np.ndarray], own: float) -> np.ndarray:
-    """(models,) sums of a comparison with all others; `own` is what one has with itself."""
+def _sums(rows: np.ndarray, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """(models,) of each model the sum of a comparison with all others."""
     sums = np.empty(len(rows))
-    for part in _parts(len(rows), max(len(rows), 8 * rows.shape[1])):
-        sums[part] = compare(rows[part], rows).sum(1) - own
+    step = max(1, TOGETHER // max(1, len(rows)))
+    for first in range(0, len(rows), step):
+        some = rows[first : first + step]
+        table = compare(some, rows)
+        table[np.arange(len(some)), np.arange(first, first + len(some))] = 0
+        sums[first : first + step] = table.sum(1, dtype=np.float64)
     return sums
-
-
-def _parts(count: int, each: int) -> Iterator[slice]:
-    step = max(1, TOGETHER // max(each, 1))
-    for first in range(0, count, step):
-        yield slice(first, min(first + step, count))

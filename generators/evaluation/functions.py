@@ -13,12 +13,12 @@ import torch
 from catalog.errors import GeneratorError
 from generators.evaluation.estimate import as_weights
 from generators.evaluation.novelty import lineage_codes
+from kernels.overlap.overlap import largest_overlap
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
 from zoo.landscape.similarity import outputs
 
 LOGITS = 1 << 24  # numbers held at once
-TOGETHER = 1 << 25  # pairs, or entries of one side, held at once
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Overlap:
 
     Args:
         iou: (models,) float64 in [0, 1], |E & T| / |E | T| of the sets of misclassified samples; NaN for models that
-            failed. Two networks without errors have 1.
+            failed. Two networks without errors have nothing in common that would show a copy: 0.
         nearest: (models,) int64, which that is; -1 for models that failed.
     """
 
@@ -127,33 +127,13 @@ def own_error_iou(training_bits: np.ndarray, lineages: Sequence[object] | np.nda
 
 
 def _largest(
-    a: np.ndarray,
-    b: np.ndarray,
-    failed: np.ndarray | None,
-    groups_a: np.ndarray | None,
-    groups_b: np.ndarray | None,
+    a: np.ndarray, b: np.ndarray, failed: np.ndarray | None, groups_a: np.ndarray | None, groups_b: np.ndarray | None
 ) -> Overlap:
-    iou, index = np.empty(len(a)), np.empty(len(a), np.int64)
-    step = max(1, TOGETHER // (8 * max(1, a.shape[1], len(b))))
-    for first in range(0, len(a), step):
-        part = slice(first, first + step)
-        found = pairwise_iou(a[part], b)
-        if groups_a is not None and groups_b is not None:
-            found[groups_a[part, None] == groups_b] = -1
-        index[part] = found.argmax(1)
-        iou[part] = found[np.arange(len(found)), index[part]]
+    found, index = largest_overlap(a, b, groups_a=groups_a, groups_b=groups_b)
+    iou = found.astype(np.float64)
     if failed is not None:
         iou[failed], index[failed] = math.nan, -1
     return Overlap(iou, index)
-
-
-def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(models a, models b) float64 intersection over union of sets of errors; 1 for two empty ones."""
-    one, other = (np.unpackbits(bits, axis=1).astype(np.float32) for bits in (a, b))
-    both = (one @ other.T).astype(np.float64)
-    either = one.sum(1, dtype=np.float64)[:, None] + other.sum(1, dtype=np.float64) - both
-    found: np.ndarray = np.divide(both, either, out=np.ones_like(both), where=either > 0)
-    return found
 
 
 def disagreement(predictions_a: np.ndarray, predictions_b: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from catalog.errors import GeneratorError
 from generators.evaluation.estimate import Estimate, as_weights, mean
-from generators.evaluation.functions import Behaviour, behaviour, pairwise_iou
+from generators.evaluation.functions import Behaviour, behaviour
 from kernels.random import normal
 from weightspace.symmetry import Symmetry
 from zoo.architectures import Architecture
@@ -92,9 +92,16 @@ def honesty(
 def reconstruction(before: Behaviour, after: Behaviour) -> Reconstruction:
     """Compare the behaviour of networks before and after. A reconstruction that failed has accuracy 0, IoU 0."""
     accuracy = np.where(after.failed, 0.0, after.accuracy)
-    iou = np.array([pairwise_iou(a[None], b[None])[0, 0] for a, b in zip(before.bits, after.bits, strict=True)])
-    iou[after.failed] = 0
-    return Reconstruction(mean(accuracy), mean(accuracy - before.accuracy), mean(1 - iou))
+    same = _overlap(before.bits, after.bits)
+    same[after.failed] = 0
+    return Reconstruction(mean(accuracy), mean(accuracy - before.accuracy), mean(1 - same))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(models,) intersection over union of errors, row by row; 1 where neither has any."""
+    one, other = (np.unpackbits(bits, axis=1).astype(bool) for bits in (a, b))
+    both, either = (one & other).sum(1), (one | other).sum(1)
+    return np.divide(both, either, out=np.ones(len(one)), where=either > 0)
 
 
 def random_scales(symmetry: Symmetry, models: int, seed: int = 0, spread: float = SPREAD) -> dict[str, np.ndarray]:

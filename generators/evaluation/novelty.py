@@ -15,10 +15,11 @@ import numpy as np
 
 from catalog.errors import GeneratorError
 from generators.evaluation.estimate import Estimate, as_weights, mean, median, share
+from kernels.distance.distance import nearest
 from weightspace.layout import Layout
 
 COPY = 0.1  # of the spacing: nearer than that to a training model is a copy
-TOGETHER = 1 << 25  # numbers of a block of distances or weights in float64
+TOGETHER = 1 << 22  # numbers of weights worked on at once
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def spacing(training: np.ndarray, lineages: Sequence[object] | np.ndarray, layou
     """
     values, codes = parameters(training, layout, "training weights"), lineage_codes(lineages, len(training))
     check_finite(values, "training weights")
-    distance, index = _nearest(values, values, codes, codes)
-    return checked_spacing(Spacing(distance, index))
+    distance, index = nearest(values, values, groups_a=codes, groups_b=codes)
+    return checked_spacing(Spacing(distance[:, 0], index[:, 0]))
 
 
 def novelty(
@@ -115,10 +116,8 @@ def novelty(
     known = parameters(training, layout, "training weights")
     check_finite(known, "training weights")
     own = own or spacing(training, lineages, layout)
-    good = np.isfinite(values).all(1)
-    distance, index = np.full(len(values), np.nan), np.full(len(values), -1, np.int64)
-    distance[good], index[good] = _nearest(values[good], known)
-    return Novelty(distance, index, own)
+    distance, index = nearest(values, known)
+    return Novelty(distance[:, 0], index[:, 0], own)
 
 
 def parameters(weights: np.ndarray, layout: Layout, what: str) -> np.ndarray:
@@ -167,24 +166,6 @@ def checked_spacing(found: Spacing) -> Spacing:
             "measure novelty by; `weightscape duplicates` names them"
         )
     return found
-
-
-def _nearest(
-    a: np.ndarray, b: np.ndarray, groups_a: np.ndarray | None = None, groups_b: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to and index of the nearest of b for each of a, leaving out those of the same group."""
-    centre = b.mean(0, dtype=np.float64)
-    other = b - centre
-    squares = np.einsum("ms,ms->m", other, other)
-    index = np.empty(len(a), np.int64)
-    step = max(1, TOGETHER // max(len(b), b.shape[1]))
-    for first in range(0, len(a), step):
-        part = slice(first, first + step)
-        apart = squares - 2 * (a[part] - centre) @ other.T
-        if groups_a is not None and groups_b is not None:
-            apart[groups_a[part, None] == groups_b] = np.inf
-        index[part] = apart.argmin(1)
-    return distances(a, b[index]), index
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

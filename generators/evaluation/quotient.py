@@ -12,11 +12,12 @@ found the same way, so that ratios compare like with like.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from catalog.errors import GeneratorError
 from generators.evaluation.estimate import as_weights
 from generators.evaluation.novelty import (
     Novelty,
@@ -30,30 +31,30 @@ from generators.evaluation.novelty import (
     spacing,
 )
 from generators.evaluation.signs import match_signed, signed
+from kernels.distance.distance import nearest
 from weightspace.balance import balance
 from weightspace.duplicates import invariants
 from weightspace.layout import Layout
 from weightspace.rebasin.matching import match_weights
-from weightspace.rebasin.objective import counted, dots, spans
 from weightspace.rebasin.universe import align_universe, join
 from weightspace.symmetry import Symmetry
 
-LIMIT = 200_000  # pairs that are all matched; of more only the candidates are
-CANDIDATES = 8  # training models of each kind that are matched with each sample above the limit
-REFINED = 4  # of the nearest training models of each sample that are searched again
-RESTARTS = 2
+LIMIT = 64  # training models of which all are matched with each sample; of more only the candidates are
+CANDIDATES = 16  # training models of each kind that are matched with each sample above the limit
+REFINED = 6  # of those that came out nearest are searched again
+RESTARTS = 1
 MEMBERS = 256  # training models that make the common frame; the others join it
-TOGETHER = 1 << 25  # numbers of weights of pairs held at once
+TOGETHER = 1 << 23  # numbers of weights of pairs held at once
 
 
 @dataclass(frozen=True)
 class Search:
-    """How hard the minimum is looked for.
+    """How hard the minimum is looked for, the same for samples and for the spacing.
 
     Args:
-        limit: pairs of sample and training model up to which all are matched.
-        candidates: above it, so many training models nearest in the common frame, and so many by invariants.
-        refined: so many of those that came out nearest are matched again, with `restarts` random orders.
+        limit: training models up to which all are matched with each sample.
+        candidates: above it, so many nearest in the common frame, and so many nearest by invariants.
+        refined: so many of those that came out nearest are matched again, with `restarts` random orders and signs.
         seed: of the common frame and of restarts. threads: of compiled code.
     """
 
@@ -64,65 +65,79 @@ class Search:
     seed: int = 0
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.limit, self.restarts, self.seed) < 0 or min(self.candidates, self.refined) < 1:
+            raise GeneratorError(
+                f"limit, restarts and seed must be 0 or more, candidates and refined 1 or more; got {self}"
+            )
 
-def quotient_spacing(
+
+@dataclass(frozen=True)
+class Quotient:
+    """A training population made ready to be compared with; see `quotient_of`.
+
+    Args:
+        symmetry: None where there is none to remove.
+        weights: (models, size) float32, balanced and in a common order of units, or as they are without a symmetry.
+        universe: (size,) that they are aligned to. spacing: quotient distances to the nearest of another lineage.
+    """
+
+    layout: Layout
+    symmetry: Symmetry | None
+    search: Search
+    weights: np.ndarray
+    universe: np.ndarray
+    spacing: Spacing
+
+
+def quotient_of(
     training: np.ndarray,
     lineages: Sequence[object] | np.ndarray,
     layout: Layout,
     symmetry: Symmetry | None,
-    search: Search = Search(),
-) -> Spacing:
-    """Quotient distance of each training model to the nearest one of another lineage.
+    search: Search | None = None,
+) -> Quotient:
+    """Make a training population ready, once for many sets of samples.
 
     Args:
-        training: (models, size) float32. lineages: (models,) run of each.
-        symmetry: of the architecture; None, for one without hidden units, gives the raw spacing.
+        training: (models, size) float32, in any frame. lineages: (models,) run of each.
+        symmetry: of the architecture; None, for one without hidden units, makes raw distances of it all.
 
     Raises:
         GeneratorError: see `generators.evaluation.novelty.spacing`.
     """
+    search = search or Search()
     if symmetry is None or not symmetry.moving:
-        return spacing(training, lineages, layout)
+        own = spacing(training, lineages, layout)
+        return Quotient(layout, None, search, training, np.empty(0, np.float32), own)
     values, codes = as_weights(training, layout.size, "training weights"), lineage_codes(lineages, len(training))
     check_finite(values, "training weights")
-    frame = _frame(symmetry, canonical(symmetry, values), search)
-    return checked_spacing(Spacing(*_nearest(symmetry, frame.weights, frame.weights, search, codes, codes)))
+    balanced = canonical(symmetry, values)
+    members = balanced[np.linspace(0, len(balanced) - 1, min(len(balanced), MEMBERS)).astype(int)]
+    universe = align_universe(symmetry, members, seed=search.seed, threads=search.threads).universe
+    joined = _joined(symmetry, balanced, universe, search)
+    own = checked_spacing(Spacing(*_nearest(symmetry, joined, joined, search, codes)))
+    return Quotient(layout, symmetry, search, joined, universe, own)
 
 
-def quotient_novelty(
-    samples: np.ndarray,
-    training: np.ndarray,
-    lineages: Sequence[object] | np.ndarray,
-    layout: Layout,
-    symmetry: Symmetry | None,
-    search: Search = Search(),
-    *,
-    own: Spacing | None = None,
-) -> Novelty:
-    """Quotient distance of each sample to the nearest training model, and the quotient spacing to measure it by.
+def quotient_novelty(samples: np.ndarray, known: Quotient) -> Novelty:
+    """Quotient distance of each sample to the nearest training model, with the spacing to measure it by.
 
     Args:
-        samples: (samples, size). training: (models, size) float32. lineages: (models,) run of each training model.
-        symmetry: of the architecture; None, for one without hidden units, gives raw novelty.
-        own: quotient spacing of the training models, if it is known already.
+        samples: (samples, size), in any frame. NaN and -1 for those that are not finite.
 
     Raises:
-        GeneratorError: see `generators.evaluation.novelty.spacing`.
+        GeneratorError: samples that do not fit.
     """
-    if symmetry is None or not symmetry.moving:
-        return novelty(samples, training, lineages, layout, own=own)
-    values, known = as_weights(samples, layout.size, "samples"), as_weights(training, layout.size, "training weights")
-    check_finite(known, "training weights")
+    if known.symmetry is None:
+        return novelty(samples, known.weights, (), known.layout, own=known.spacing)
+    values = as_weights(samples, known.layout.size, "samples")
     good = np.isfinite(values).all(1)
-    frame = _frame(symmetry, canonical(symmetry, known), search)
-    if own is None:
-        codes = lineage_codes(lineages, len(known))
-        own = checked_spacing(Spacing(*_nearest(symmetry, frame.weights, frame.weights, search, codes, codes)))
     distance, index = np.full(len(values), np.nan), np.full(len(values), -1, np.int64)
     if good.any():
-        some = _joined(symmetry, canonical(symmetry, values[good]), frame.universe, search)
-        distance[good], index[good] = _nearest(symmetry, some, frame.weights, search)
-    return Novelty(distance, index, own)
+        some = _joined(known.symmetry, canonical(known.symmetry, values[good]), known.universe, known.search)
+        distance[good], index[good] = _nearest(known.symmetry, some, known.weights, known.search)
+    return Novelty(distance, index, known.spacing)
 
 
 def canonical(symmetry: Symmetry, weights: np.ndarray) -> np.ndarray:
@@ -134,20 +149,6 @@ def canonical(symmetry: Symmetry, weights: np.ndarray) -> np.ndarray:
     return scaled
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Training models in a common order of units, (models, size), and their mean, (size,)."""
-
-    weights: np.ndarray
-    universe: np.ndarray
-
-
-def _frame(symmetry: Symmetry, weights: np.ndarray, search: Search) -> _Frame:
-    members = weights[np.linspace(0, len(weights) - 1, min(len(weights), MEMBERS)).astype(int)]
-    universe = align_universe(symmetry, members, seed=search.seed, threads=search.threads).universe
-    return _Frame(_joined(symmetry, weights, universe, search), universe)
-
-
 def _joined(symmetry: Symmetry, weights: np.ndarray, universe: np.ndarray, search: Search) -> np.ndarray:
     found = join(symmetry, weights, universe, seed=search.seed, threads=search.threads)
     moved: np.ndarray = symmetry.permute(weights, found.permutations)
@@ -155,83 +156,77 @@ def _joined(symmetry: Symmetry, weights: np.ndarray, universe: np.ndarray, searc
 
 
 def _nearest(
-    symmetry: Symmetry,
-    a: np.ndarray,
-    b: np.ndarray,
-    search: Search,
-    groups_a: np.ndarray | None = None,
-    groups_b: np.ndarray | None = None,
+    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to and index of the nearest of b for each of a, leaving out those of the same group."""
-    same = None if groups_a is None or groups_b is None else groups_a[:, None] == groups_b
-    if len(a) * len(b) <= search.limit:
-        table = _all_pairs(symmetry, a, b, search)
-        if same is not None:
-            table[same] = np.inf
-        nearest = np.argsort(table, 1, kind="stable")[:, : search.refined]
-    else:
-        nearest = _candidates(symmetry, a, b, search, same)
-    rows = np.repeat(np.arange(len(a)), nearest.shape[1])
-    apart = _matched(symmetry, a, b, rows, nearest.ravel(), search).reshape(nearest.shape)
-    if same is not None:
-        apart[np.take_along_axis(same, nearest, 1)] = np.inf
+    """Distance to and index of the nearest of b for each of a; with groups a is b, and its own group is left out."""
+    places = _candidates(symmetry, a, b, search, groups)
+    first = _apart(symmetry, a, b, places, groups, lambda x, y: _by_order(symmetry, x, y, search))
+    kept = np.argsort(first, 1, kind="stable")[:, : search.refined]
+    places = np.take_along_axis(places, kept, 1)
+    apart = _apart(symmetry, a, b, places, groups, lambda x, y: _by_search(symmetry, x, y, search))
     best = apart.argmin(1)[:, None]
-    return np.take_along_axis(apart, best, 1)[:, 0], np.take_along_axis(nearest, best, 1)[:, 0]
-
-
-def _all_pairs(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search) -> np.ndarray:
-    """(models a, models b) float64 distances after matching from the orders given."""
-    import torch
-
-    layout, moving = symmetry.layout, counted(symmetry).axes
-    roles = zip(layout.names, layout.roles, strict=True)
-    still = spans(symmetry, [name for name, role in roles if role == "parameter" and name not in moving])
-    one, other = ((parameters(x, layout, "").astype(np.float64) ** 2).sum(1) for x in (a, b))
-    table = np.empty((len(a), len(b)))
-    for place, reference in enumerate(b):
-        inner = match_weights(symmetry, a, reference, seed=search.seed, threads=search.threads).after
-        inner = inner + dots(torch.from_numpy(reference[None]), torch.from_numpy(a), still).numpy()
-        table[:, place] = np.sqrt(np.maximum(one + other[place] - 2 * inner, 0))
-    return table
+    return np.take_along_axis(apart, best, 1)[:, 0], np.take_along_axis(places, best, 1)[:, 0]
 
 
 def _candidates(
-    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, same: np.ndarray | None
+    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: np.ndarray | None
 ) -> np.ndarray:
-    """(models a, candidates) int64: those of b nearest as they are, and by what no permutation changes."""
+    """(models a, candidates) int64, -1 where there is none: all, or those nearest as they are and by invariants."""
+    if len(b) <= search.limit:
+        return np.tile(np.arange(len(b)), (len(a), 1))
+    layout, count = symmetry.layout, min(search.candidates, len(b))
     found = []
     for one, other in (
-        (parameters(a, symmetry.layout, ""), parameters(b, symmetry.layout, "")),
+        (parameters(a, layout, "samples"), parameters(b, layout, "training weights")),
         (invariants(symmetry, a), invariants(symmetry, b)),
     ):
-        centre = other.mean(0, dtype=np.float64)
-        other = other - centre
-        apart = (other**2).sum(1) - 2 * (one - centre) @ other.T
-        if same is not None:
-            apart[same] = np.inf
-        count = min(search.candidates, len(b))
-        found.append(np.argpartition(apart, count - 1, 1)[:, :count])
-    return np.concatenate(found, 1)
+        found.append(nearest(one, other, count, groups_a=groups, groups_b=groups)[1])
+    places = np.sort(np.concatenate(found, 1), 1)
+    places[:, 1:][places[:, 1:] == places[:, :-1]] = -1
+    return places
 
 
-def _matched(
-    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray, search: Search
+def _apart(
+    symmetry: Symmetry,
+    a: np.ndarray,
+    b: np.ndarray,
+    places: np.ndarray,
+    groups: np.ndarray | None,
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """(pairs,) float64 distances after matching with restarts, by differences: 0 for equal ones."""
+    """Distances to the models of b at these places, infinite where there is none or one of the same group."""
+    known = places >= 0
+    if groups is not None:
+        known &= groups[:, None] != groups[places]
+    rows, columns = np.nonzero(known)
     found = np.empty(len(rows))
-    for part in _parts(len(rows), a.shape[1]):
-        moved, target = a[rows[part]], b[columns[part]]
-        found_order = match_weights(
-            symmetry, moved, target, restarts=search.restarts, seed=search.seed, threads=search.threads
-        )
-        moved = symmetry.permute(moved, found_order.permutations)
-        if signed(symmetry):
-            moved = match_signed(symmetry, moved, target)
-        found[part] = distances(parameters(moved, symmetry.layout, ""), parameters(target, symmetry.layout, ""))
-    return found
+    step = max(1, TOGETHER // symmetry.layout.size)
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        found[part] = measure(a[rows[part]], b[places[rows[part], columns[part]]])
+    apart = np.full(places.shape, np.inf)
+    apart[known] = found
+    return apart
 
 
-def _parts(count: int, each: int) -> Iterator[slice]:
-    step = max(1, TOGETHER // each)
-    for first in range(0, count, step):
-        yield slice(first, min(first + step, count))
+def _by_order(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search) -> np.ndarray:
+    """(pairs,) distances after one descent from the order given, from inner products: to rank by."""
+    moved = match_weights(symmetry, a, b, seed=search.seed, threads=search.threads)
+    one, other = (parameters(side, symmetry.layout, "weights") for side in (a, b))
+    squares = [np.einsum("ms,ms->m", *pair) for pair in ((one, one), (other, other), (one, other))]
+    apart = squares[0] + squares[1] - 2 * (squares[2] + moved.after - moved.before)
+    return np.asarray(np.sqrt(np.maximum(apart, 0)))
+
+
+def _by_search(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search) -> np.ndarray:
+    """(pairs,) distances after descents from other orders too, and over signs."""
+    found = match_weights(symmetry, a, b, restarts=search.restarts, seed=search.seed, threads=search.threads)
+    moved = symmetry.permute(a, found.permutations)
+    if signed(symmetry):
+        moved = match_signed(symmetry, moved, b)
+    return _distances(symmetry, moved, b)
+
+
+def _distances(symmetry: Symmetry, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    layout = symmetry.layout
+    return distances(parameters(a, layout, "samples"), parameters(b, layout, "training weights"))
