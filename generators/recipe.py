@@ -47,7 +47,7 @@ class FlowRecipe:
         batch_size, iterations: iterations are optimiser steps. ema: decay of the averaged weights that sample; 0: none.
         solver, steps: how samples are integrated; steps of the fixed solvers, tolerance of "adaptive".
         judge_every: iterations between two looks of the watchdogs; 0 for ten looks in all. select: the network of the
-            "best" look (most samples that work and are new, see `generators.flow.watchdogs`), or of the "last" iteration.
+            "best" look (most samples that work and are new, see `generators.flow.watchdogs`) or the "last" iteration.
     """
 
     codec: str = "identity"
@@ -122,6 +122,7 @@ class FlowRecipe:
         return cls(**given)
 
 
+SEEDS = 1 << 48  # those above are for looks during training
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(FlowRecipe)}
 BOUNDS: dict[str, tuple[float, float]] = {
     "components": (0, 2**20),
@@ -192,3 +193,26 @@ def weightscape() -> FlowRecipe:
 
 
 RECIPES: dict[str, Callable[[], FlowRecipe]] = {"deepweightflow": deepweightflow, "weightscape": weightscape}
+
+
+def recipe_of(preset: str | None, settings: Mapping[str, Any]) -> FlowRecipe:
+    """A named recipe, "weightscape" without a name, with some fields replaced.
+
+    Raises:
+        UnknownNameError: no such recipe or setting. InvalidSpecError: a value that is none.
+    """
+    name = preset or "weightscape"
+    if name not in RECIPES:
+        raise unknown_name("preset of a flow", name, RECIPES)
+    return FlowRecipe.from_json({**RECIPES[name]().to_json(), **settings})
+
+
+def flow_settings(recipe: FlowRecipe, seed: int) -> dict[str, Any]:
+    """What is stored as the settings of a generator: all fields and the seed.
+
+    Raises:
+        InvalidSpecError: a seed that is none.
+    """
+    if type(seed) is not int or not 0 <= seed < SEEDS:
+        raise InvalidSpecError(f"seed must be an integer from 0 and below {SEEDS}, got {seed!r}")
+    return {**recipe.to_json(), "seed": seed}

@@ -10,10 +10,16 @@ from typing import Any
 from catalog.errors import SpecMismatchError
 
 
-def request_of(kind: str, settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Kind, complete settings and population of a generator, as JSON."""
+def request_of(kind: str, settings: Mapping[str, Any], source: Mapping[str, Any], codec: str = "") -> dict[str, Any]:
+    """Kind, complete settings and population of a generator, as JSON.
+
+    Args:
+        codec: fingerprint of one that was given, rather than fitted by the settings.
+    """
     about = {name: source[name] for name in ("zoo", "variant", "frame", "population")}
-    return json.loads(json.dumps({"kind": kind, "settings": dict(settings), "source": about}))  # type: ignore[no-any-return]
+    content = {"kind": kind, "settings": dict(settings), "source": about, **({"codec": codec} if codec else {})}
+    request: dict[str, Any] = json.loads(json.dumps(content))
+    return request
 
 
 def digest_of(request: Mapping[str, Any]) -> str:
@@ -38,5 +44,6 @@ def check_request(found: Mapping[str, Any], asked: Mapping[str, Any], where: str
 
 
 def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of all values, without the parts they are in."""
-    return {"kind": request.get("kind"), **request.get("settings", {}), **request.get("source", {})}
+    """Names of all values, without the parts they are in; `codec` is a setting too, so a given one is `given codec`."""
+    given = {"given codec": request["codec"]} if "codec" in request else {}
+    return {"kind": request.get("kind"), **request.get("settings", {}), **request.get("source", {}), **given}

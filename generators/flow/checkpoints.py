@@ -107,8 +107,8 @@ class Stop:
                     previous[number] = signal.signal(number, note)
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for place, handler in previous.items():
+                signal.signal(place, handler)
         if self.signal is not None:
             signal.raise_signal(self.signal)
 

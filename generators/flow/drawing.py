@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,3 +87,11 @@ def source_of(codec: Codec, recipe: FlowRecipe, seed: int) -> Source:
     """The noise that a flow on these codes begins from."""
     spread = np.ones(codec.width, np.float32) if codec.basis is not None else codec.spread
     return make_source(recipe, torch.from_numpy(np.array(spread, np.float32)), seed)
+
+
+def content_of(network: nn.Module, codec: Codec) -> str:
+    """16 digits of what was learned."""
+    digest = hashlib.sha256(codec.fingerprint.encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from generators.flow.loss import flow_loss
 from generators.flow.looks import SAMPLES, quick
+from generators.flow.loss import flow_loss
 from generators.flow.module import make_optimizer
 from generators.flow.prepare import Prepared
 from generators.flow.solvers import evaluations
@@ -32,7 +32,7 @@ class Estimate:
         iterations, done: in all, and by earlier calls. looks: of the watchdogs.
         seconds: roughly, for what is left. bytes: roughly, of memory beside the libraries.
         read: bytes of weights from the zoo.
-        round_trip: accuracy of held-out networks behind the codec.
+        ceiling: accuracy on validation data of held-out networks behind the codec.
     """
 
     models: int
@@ -44,7 +44,7 @@ class Estimate:
     seconds: float
     bytes: int
     read: int
-    round_trip: float
+    ceiling: float
 
 
 def estimate(ready: Prepared, done: int, device: str = "cpu") -> Estimate:
@@ -69,7 +69,7 @@ def estimate(ready: Prepared, done: int, device: str = "cpu") -> Estimate:
         seconds=left * (step + TRAINER) + looks * look,
         bytes=cost["kept_bytes"] + 4 * 7 * parameters + batch,
         read=cost["setup_read_bytes"] + left * cost["batch_read_bytes"],
-        round_trip=ready.codec.report["round_trip"]["after"],
+        ceiling=ready.codec.report["ceiling"]["after"],
     )
 
 

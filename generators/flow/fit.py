@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from torch import nn
 
 from catalog.errors import CorruptError, InvalidSpecError
 from catalog.folder import Folder
 from catalog.record import strict_json
 from generators.codec import Codec
+from generators.codec_file import load_codec, save_codec
 from generators.flow.checkpoints import Checkpoints, Stop, VerifiedCheckpoints, checkpoints, newest
-from generators.flow.drawing import FlowDraw
+from generators.flow.drawing import FlowDraw, content_of
 from generators.flow.estimate import Estimate, estimate, peak_bytes
 from generators.flow.logs import Log, OnStep, mirrored, quiet
 from generators.flow.looks import Bench
-from generators.flow.prepare import Prepared, prepare, recipe_of
+from generators.flow.prepare import Prepared, prepare
 from generators.flow.watchdogs import Watchdogs
 from generators.generator import Generator
 from generators.population import Population
-from generators.requests import check_request
+from generators.recipe import FlowRecipe, flow_settings, recipe_of
+from generators.requests import check_request, request_of
 
-LOG, TRAINING, REQUEST = "log.csv", "training", "request.json"  # in the folder of a generator, and in `training` there
+LOG, TRAINING = "log.csv", "training"  # in the folder of a generator
+REQUEST, CODEC = "request.json", "codec.safetensors"  # in `training`, beside the checkpoints
 
 
 def fit_flow(
@@ -70,21 +72,50 @@ def fit_flow(
             another training. CorruptError: all its checkpoints are damaged. StorageError: the disk refused.
         KeyboardInterrupt: Ctrl-C, after a checkpoint is written.
     """
-    if isinstance(codec, str):
-        settings, codec = {**settings, "codec": codec}, None
+    recipe, codec = _asked(preset, settings, codec)
+    complete = flow_settings(recipe, seed)
     check_device(device)
-    ready = prepare(population, recipe_of(preset, settings), seed, codec, force)
-    checkpoint = None if out is None else open_folder(out, ready.request, resume)
+    request = request_of("flow", complete, population.source(), "" if codec is None else codec.fingerprint)
+    checkpoint, fitted = (None, None) if out is None else open_folder(out, request, resume)
+    ready = prepare(population, recipe, seed, codec or fitted, force, request)
+    folder = None if out is None else Path(out)
+    if folder and not fitted:
+        save_codec(ready.codec, folder / TRAINING / CODEC)
     if on_cost:
         on_cost(estimate(ready, 0 if checkpoint is None else int(checkpoint.stem), device))
-    folder = None if out is None else Path(out)
-    with mirrored(wandb, ready.module.request, ready.settings, folder) as mirror:
-        bench = _bench(population, ready)
-        watchdogs = Watchdogs(ready.recipe, bench)
-        log = Log(ready.recipe, watchdogs, folder and folder / LOG, mirror, on_step)
+    with mirrored(wandb, ready.module.request, complete, folder) as mirror:
+        watchdogs = Watchdogs(recipe, lambda device: _bench(population, ready, device))
+        log = Log(recipe, watchdogs, folder and folder / LOG, mirror, on_step)
         keeper = Checkpoints(folder and folder / TRAINING, checkpoint_every, Stop())
         _run(ready, [watchdogs, log, keeper], keeper.stop, device, checkpoint)
-    return _generator(population, ready, watchdogs, keeper.seconds, device)
+    return _generator(population, ready, watchdogs, complete, keeper.seconds, device)
+
+
+def preview(
+    population: Population,
+    *,
+    seed: int = 0,
+    preset: str | None = None,
+    device: str = "cpu",
+    codec: Codec | str | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Estimate:
+    """What `fit_flow` would take. The codec is fitted for it, and a few steps are timed; nothing is written."""
+    recipe, codec = _asked(preset, settings, codec)
+    flow_settings(recipe, seed)
+    check_device(device)
+    return estimate(prepare(population, recipe, seed, codec, force), 0, device)
+
+
+def _asked(
+    preset: str | None, settings: Mapping[str, Any], codec: Codec | str | None
+) -> tuple[FlowRecipe, Codec | None]:
+    """The recipe, and a fitted codec if one was given; then the recipe says what that is."""
+    if isinstance(codec, str):
+        return recipe_of(preset, {**settings, "codec": codec}), None
+    recipe = recipe_of(preset, settings)
+    return (recipe if codec is None else replace(recipe, **codec.settings)), codec
 
 
 def check_device(device: str) -> None:
@@ -95,8 +126,10 @@ def check_device(device: str) -> None:
         raise InvalidSpecError(f"device must be one that torch can use here, such as cpu; got {device!r}") from error
 
 
-def open_folder(out: str | os.PathLike[str], request: Mapping[str, Any], resume: bool = True) -> Path | None:
-    """Make the folder of a training, or go on in it: the newest checkpoint, None to begin.
+def open_folder(
+    out: str | os.PathLike[str], request: Mapping[str, Any], resume: bool = True
+) -> tuple[Path | None, Codec | None]:
+    """Make the folder of a training, or go on in it: the newest checkpoint and the fitted codec, None for a new one.
 
     Raises:
         SpecMismatchError: it is of another request. CorruptError: no request, or no whole checkpoint, where one was.
@@ -107,20 +140,22 @@ def open_folder(out: str | os.PathLike[str], request: Mapping[str, Any], resume:
         try:
             found = strict_json(folder.read(name))
         except ValueError as error:
-            raise CorruptError(f"{name} in {folder.url} is damaged ({error}); remove the folder to begin anew") from error
+            raise CorruptError(
+                f"{name} in {folder.url} is damaged ({error}); remove the folder to begin anew"
+            ) from error
         check_request(found, request, folder.url)
     if not resume:
         for path in checkpoints(Path(out) / TRAINING):
             path.unlink()
+        folder.remove(f"{TRAINING}/{CODEC}")
     folder.write(name, json.dumps(request, indent=1).encode())
-    return newest(Path(out) / TRAINING)
+    fitted = load_codec(folder.path(f"{TRAINING}/{CODEC}")) if folder.exists(f"{TRAINING}/{CODEC}") else None
+    return newest(Path(out) / TRAINING), fitted
 
 
-def _bench(population: Population, ready: Prepared) -> Callable[[torch.device], Bench]:
-    module, conditions = ready.module, ready.data.conditions
-    return lambda device: Bench.of(
-        population, ready.codec, conditions, module.source, module.recipe, module.seed, device
-    )
+def _bench(population: Population, ready: Prepared, device: torch.device) -> Bench:
+    module = ready.module
+    return Bench.of(population, ready.codec, ready.data.conditions, module.source, module.recipe, module.seed, device)
 
 
 def _run(
@@ -143,7 +178,12 @@ def _run(
 
 
 def _generator(
-    population: Population, ready: Prepared, watchdogs: Watchdogs, seconds: float, device: str
+    population: Population,
+    ready: Prepared,
+    watchdogs: Watchdogs,
+    settings: Mapping[str, Any],
+    seconds: float,
+    device: str,
 ) -> Generator:
     """With the parameters of the best look, or of the end, whichever the recipe says."""
     module = ready.module
@@ -153,7 +193,8 @@ def _generator(
         for name, value in network.named_parameters():
             value.copy_(chosen[name])
     best = None if watchdogs.best is None else watchdogs.history[watchdogs.best]["iteration"]
-    history = [{**look, "chosen": ready.recipe.select == "best" and look["iteration"] == best} for look in watchdogs.history]
+    kept = best if ready.recipe.select == "best" else ready.recipe.iterations
+    history = [{**look, "chosen": look["iteration"] == kept} for look in watchdogs.history]
     planned = ready.data.cost()
     cost = {
         "seconds": seconds,
@@ -163,14 +204,6 @@ def _generator(
     }
     draw = FlowDraw(network, ready.codec, module.source.to(device), ready.recipe, device)
     return Generator(
-        "flow", ready.settings, population.source(), draw, ready.data.conditions, cost,
+        "flow", settings, population.source(), draw, ready.data.conditions, cost,
         content=content_of(network, ready.codec), history=history,
     )  # fmt: skip
-
-
-def content_of(network: nn.Module, codec: Codec) -> str:
-    """16 digits of what was learned."""
-    digest = hashlib.sha256(codec.fingerprint.encode())
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

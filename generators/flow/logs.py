@@ -117,9 +117,7 @@ def read_log(text: str) -> list[dict[str, float]]:
     >>> read_log("iteration,loss,accuracy\\n10,0.5,\\n20,0.25,0.9\\n")
     [{'iteration': 10.0, 'loss': 0.5}, {'iteration': 20.0, 'loss': 0.25, 'accuracy': 0.9}]
     """
-    return [
-        {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))
-    ]
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from generators.flow.paths import PATHS
 from generators.flow.source import Source
 from generators.flow.times import draw_times
 from generators.population import Population
-from generators.recipe import FlowRecipe
+from generators.recipe import SEEDS, FlowRecipe
+from kernels.distance.distance import nearest_streamed
 from zoo.architectures import Architecture
 from zoo.evaluate import evaluate
 from zoo.landscape.norms import reestimate
@@ -29,7 +30,6 @@ from zoo.splits import Split, with_validation
 SAMPLES = 128  # drawn at a look
 MODELS = 256  # of the population at most that spacing, accuracy and losses are taken from
 EVALUATIONS = 64  # of the network at most for a sample of a look: it takes fewer solver steps than the final samples
-SEED = 1 << 48  # added to the seed of the training: samples that choices are made on are never those of a user
 PERFORMANT = 0.92  # of the median accuracy of training networks, as the contract of evaluation has it
 NEW = 0.5  # of the spacing
 COPIES, COLLAPSED = 0.25, 0.5
@@ -84,13 +84,19 @@ class Bench:
         count = len(self.population.split(split))
         return np.unique(np.linspace(0, count - 1, min(count, MODELS)).round().astype(np.int64))
 
+    def distances(self, weights: np.ndarray) -> np.ndarray:
+        """Of networks (models, size) to the nearest training network, (models,)."""
+        distance: np.ndarray = nearest_streamed(self._parameters(weights), self.training())[0][:, 0]
+        return distance
+
     @cached_property
     def spacing(self) -> float:
         """Median distance of training networks to the nearest one of another lineage."""
-        runs = self.population.split("train")["run"].to_numpy()
+        _, runs = np.unique(self.population.split("train")["run"].to_numpy(), return_inverse=True)
         chosen = self._some("train")
         some = self._parameters(self.population.read("train", chosen))
-        return float(np.median(nearest(some, self.training(), runs[chosen], runs)))
+        distance, _ = nearest_streamed(some, self.training(), groups_a=runs[chosen], groups_b=runs)
+        return float(np.median(distance))
 
     @cached_property
     def least(self) -> float:
@@ -136,13 +142,13 @@ def look(network: nn.Module, bench: Bench) -> dict[str, float]:
     """
     recipe = quick(bench.recipe)
     numbers = np.arange(SAMPLES)
-    x_0 = bench.source.at(numbers, bench.seed + SEED).to(bench.device)
+    x_0 = bench.source.at(numbers, bench.seed + SEEDS).to(bench.device)
     condition = None if bench.held[1] is None else bench.held[1][torch.arange(SAMPLES) % len(bench.held[1])]
     codes = follow(network, x_0, condition, recipe)
     weights = bench.codec.decode(codes.cpu().numpy())
     finite = np.isfinite(weights).all(1)
     distance = np.full(SAMPLES, np.nan)
-    distance[finite] = nearest(bench._parameters(weights[finite]), bench.training()) / max(bench.spacing, 1e-30)
+    distance[finite] = bench.distances(weights[finite]) / max(bench.spacing, 1e-30)
     accuracy = np.zeros(SAMPLES)  # what is not finite does not work
     accuracy[finite] = accuracies(bench.population.architecture, weights[finite], bench.samples, bench.fitting)
     good = finite & (accuracy >= bench.least)
@@ -195,24 +201,6 @@ def score(values: Mapping[str, Any]) -> tuple[float, float]:
     return values["share"], values["accuracy"]
 
 
-def nearest(
-    weights: np.ndarray, others: Iterator[np.ndarray], runs: np.ndarray | None = None, their_runs: np.ndarray | None = None
-) -> np.ndarray:
-    """Distance of each row (models, parameters) to the nearest of the others, (models,) float64; inf without any.
-
-    Args:
-        runs, their_runs: lineages of both; others of the same lineage do not count.
-    """
-    best, place = np.full(len(weights), np.inf), 0
-    rows = torch.from_numpy(weights)
-    for some in others:
-        distance = torch.cdist(rows.double(), torch.from_numpy(some).double()).numpy()
-        if runs is not None and their_runs is not None:
-            distance[runs[:, None] == their_runs[None, place : place + len(some)]] = np.inf
-        best, place = np.minimum(best, distance.min(1, initial=np.inf)), place + len(some)
-    return best
-
-
 def accuracies(
     architecture: Architecture, weights: np.ndarray, samples: Split, fitting: Split | None = None
 ) -> np.ndarray:
@@ -230,7 +218,7 @@ def _loss(network: nn.Module, bench: Bench, codes: Tensor, condition: Tensor | N
     draws = -(-2 * MODELS // len(codes))
     with torch.inference_mode():
         found = [
-            flow_losses(network, codes, condition, bench.source, bench.recipe, bench.seed + SEED, draw)[0].mean()
+            flow_losses(network, codes, condition, bench.source, bench.recipe, bench.seed + SEEDS, draw)[0].mean()
             for draw in range(min(draws, 16))
         ]
     return float(torch.stack(found).mean())
@@ -241,7 +229,7 @@ def _velocity(network: nn.Module, bench: Bench) -> float:
     codes, condition = bench.held
     codes = codes.repeat(-(-64 // len(codes)), 1)
     condition = None if condition is None else condition.repeat(-(-64 // len(condition)), 1)
-    generator = generator_at(bench.seed + SEED, 1 << 20, bench.device)
+    generator = generator_at(bench.seed + SEEDS, 1 << 20, bench.device)
     t = draw_times(replace(bench.recipe, times="uniform"), len(codes), generator, bench.device)
     x_t, target = PATHS[bench.recipe.path].between(bench.source.draw(len(codes), generator), codes, t)
     with torch.inference_mode():

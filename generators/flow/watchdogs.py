@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,8 @@ class Watchdogs(lightning.Callback):
         pl_module.average.copy_to(network)
         values = look(network, self._bench)
         words = verdict(values, self._bench.least)
-        self.history.append({"iteration": step, **values, "least": self._bench.least, "verdict": words})
+        seen = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self.history.append({"iteration": step, **seen, "least": self._bench.least, "verdict": words})
         if self.best is None or score(values) > score(self.history[self.best]):
             self.best = len(self.history) - 1
             self.kept = {name: value.clone() for name, value in pl_module.average.values.items()}
