@@ -25,6 +25,7 @@ from generators.evaluation.card import (
     histogram,
 )
 
+CODEC = CodecReport(0.974, 0.973, 0.1, 0.97, 0.97)
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 2.0, 3.0, 4.0, 6.0)
 BASELINES = {  # accuracy, quotient ratio, error-IoU; as on the digits zoo of the methods page
     "noise_small": (0.973, 0.03, 0.85),
@@ -97,7 +98,7 @@ def card(
     *,
     fidelity: Sequence[Fidelity] = (),
     finetuned: Sequence[FineTuned] | None = None,
-    codec: CodecReport | None = CodecReport(0.974, 0.973, 0.1, 0.97, 0.97),
+    codec: CodecReport | None = CODEC,
     settings: Mapping[str, Any] | None = None,
     frame: str | None = "universe",
 ) -> Card:
@@ -128,7 +129,17 @@ def card(
         conditions=tuple(one.column for one in fidelity),
     )
     protocol = Protocol(
-        mine.count, 0, 0.896, 9.1, 7.2, MULTIPLES, "test", 360, False, ("quotient distances are upper bounds",)
+        samples=mine.count,
+        seed=0,
+        alpha=0.896,
+        tau_raw={"raw": 12.3, "universe": 9.1},
+        tau_quotient=7.2,
+        candidates=8,
+        multiples=MULTIPLES,
+        data="test",
+        inputs=360,
+        batch_norm=False,
+        notes=("quotient distances are upper bounds",),
     )
     return Card(
         generator=about,

@@ -55,7 +55,7 @@ class Shares:
     """The N&P curve: share of samples that are novel and performant, for each multiple of the protocol.
 
     Args:
-        share: of all samples. error: binomial standard error.
+        share: of all samples, broken ones too. error: binomial standard error.
     """
 
     share: tuple[float, ...]
@@ -67,8 +67,9 @@ class Diversity:
     """How samples differ from each other, means over pairs.
 
     Args:
-        distance: L2 over that between training networks. error_iou: of misclassified sets. disagreement: share of
-            inputs with another class. ensemble_gain: accuracy of a vote of 16 less that of its members.
+        distance: L2 over that between training networks of the same frame. error_iou: of misclassified sets.
+        disagreement: share of inputs with another class. ensemble_gain: accuracy of a vote of 16 less that of its
+            members.
     """
 
     distance: float
@@ -87,7 +88,8 @@ class Row:
         accuracy, loss: on the reporting split, as drawn, no gradient step.
         raw, quotient: distance to the nearest training network over the zoo's own median of the same: 0 is a copy, 1 as
             new as an independent run. In the quotient both are compared in the best common order of units.
-        error_iou: largest over training networks. disagreement: with the nearest in the quotient.
+        error_iou: largest over training networks, intersection over union of misclassified inputs.
+        disagreement: with the nearest in the quotient.
         rms: root mean square of deviations from the mean training network, over that of training networks.
         broken: share of networks with weights or outputs that are not finite.
         novel_raw, novel_quotient: the N&P curves.
@@ -147,7 +149,10 @@ class Protocol:
     Args:
         samples: networks drawn of each generator. seed: theirs.
         alpha: accuracy from which a network is performant, fixed by the zoo before any sample was drawn.
-        tau_raw, tau_quotient: the zoo's own median distance from a training network to the nearest of another lineage.
+        tau_raw: frame ("raw" for none) -> the zoo's own median distance from a training network to the nearest one of
+            another lineage. tau_quotient: the same in the quotient, where there are no frames.
+        candidates: training networks that a baseline's sample is matched with, 0 for all; the fewer, the newer it may
+            seem, which is in the baseline's favour.
         multiples: of tau, at which the N&P curves are given.
         data: name of the split that accuracies, losses and errors are of. inputs: how many it has.
         batch_norm: whether statistics of BatchNorm were re-estimated, on training inputs.
@@ -157,8 +162,9 @@ class Protocol:
     samples: int
     seed: int
     alpha: float
-    tau_raw: float
+    tau_raw: Mapping[str, float]
     tau_quotient: float
+    candidates: int
     multiples: tuple[float, ...]
     data: str
     inputs: int
@@ -186,17 +192,21 @@ class Fidelity:
     """Whether samples are as was asked, for one column.
 
     Args:
-        requested, obtained: as text, and means; for categories the obtained is the share that came out as asked.
-        error: standard errors of obtained. monotonicity: Spearman's rank correlation over samples, or for categories
-            the share that came out as asked. unconditional: the same with the condition left out.
+        requested: levels as text, empty where the column cannot be measured on samples; then `reason` says why.
+        obtained, error: means with their standard errors; of categories the share that came out as asked.
+        spearman: rank correlation of asked and obtained over samples, NaN for categories.
+        difference: mean absolute one of asked and obtained; of categories the share that came out as another.
+        without: the same of samples drawn without the condition.
     """
 
     column: str
     requested: tuple[str, ...]
     obtained: tuple[float, ...]
     error: tuple[float, ...]
-    monotonicity: float
-    unconditional: float
+    spearman: float
+    difference: float
+    without: float
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -204,14 +214,14 @@ class CodecReport:
     """What encoding and decoding does to held-out networks: the ceiling of whatever is generated through it.
 
     Args:
-        before, after: mean accuracy. error_change: 1 - IoU of misclassified sets, mean.
+        before, after: mean accuracy. lost: 1 - IoU of misclassified sets before and after, mean.
         permuted, rescaled: mean accuracy after the round trip of the same networks under a random permutation and
-            rescaling of their units, which change no output.
+            rescaling of their units, which change no output; NaN where there is no such symmetry.
     """
 
     before: float
     after: float
-    error_change: float
+    lost: float
     permuted: float
     rescaled: float
 

@@ -46,7 +46,8 @@ def card_page(card: Card) -> Any:
     lines = _about(card)
     rows = _table_rows(card)
     heights = (
-        LINE * (len(lines) + 1.5), 3.1, _small_rows(card) * 1.95, LINE * (1.35 * (len(rows) + 1) + 3), LINE * (1.15 * len(verdicts) + 2.2)
+        LINE * (len(lines) + 1.5), 3.1, _small_rows(card) * 1.95, LINE * (1.35 * (len(rows) + 1) + 3),
+        LINE * (1.15 * len(verdicts) + 2.2),
     )  # fmt: skip
     with style.styled():
         figure = style.new_figure(width, sum(heights))
@@ -115,7 +116,8 @@ def _about(card: Card) -> list[str]:
     bits = [f"{about.zoo}, {about.architecture} ({about.parameters:,} parameters)", f"lineages: {lineages}"]
     bits.append(f"frame: {about.frame or 'raw'}")
     judged = [f"{protocol.samples:,} samples, seed {protocol.seed}", f"{protocol.inputs} inputs of {protocol.data}"]
-    judged.append(f"spacing {protocol.tau_quotient:.3g} (quotient), {protocol.tau_raw:.3g} (raw)")
+    raw = ", ".join(f"{tau:.3g} ({frame})" for frame, tau in protocol.tau_raw.items())
+    judged.append(f"spacing {protocol.tau_quotient:.3g} (quotient), {raw}")
     judged.append("BatchNorm re-estimated on training data" if protocol.batch_norm else "no BatchNorm")
     known = [
         ("training", cost.training_seconds, "s"),
@@ -129,9 +131,10 @@ def _about(card: Card) -> list[str]:
     said = ["; ".join(bits), "; ".join(judged), "; ".join(costs)]
     if card.codec:
         one = card.codec
+        disguised = (("with units permuted", one.permuted), ("with units rescaled", one.rescaled))
         said.append(
             f"codec: held-out accuracy {100 * one.before:.1f} % before, {100 * one.after:.1f} % after the round trip"
-            f" (permuted {100 * one.permuted:.1f} %, rescaled {100 * one.rescaled:.1f} %)"
+            + "".join(f", {100 * v:.1f} % {k}" for k, v in disguised if math.isfinite(v))
         )
     said += protocol.notes
     return [line for text in said if text for line in textwrap.wrap(text, 138)]
@@ -142,12 +145,15 @@ def _head(part: Any, card: Card, lines: Sequence[str]) -> None:
     height = LINE * (len(lines) + 1.5)
     part.text(0.01, 1 - 0.06 / height, plain(title), fontsize=style.NORMAL + 2, weight="bold", va="top")
     below = 1 - 0.22 / height
-    part.text(0.01, below, plain("\n".join(lines)), fontsize=style.SMALL - 0.5, va="top", linespacing=1.25, color="#333")
+    part.text(
+        0.01, below, plain("\n".join(lines)), fontsize=style.SMALL - 0.5, va="top", linespacing=1.25, color="#333"
+    )
 
 
 def _lower(part: Any, card: Card) -> None:
     """Histograms, fine-tuning and fidelity, as far as there are any."""
-    panels = 2 + bool(card.finetuned) + bool(card.fidelity)
+    asked = any(one.requested for one in card.fidelity)
+    panels = 2 + bool(card.finetuned) + asked
     down = _small_rows(card)
     axes = list(part.subplots(down, panels // down, squeeze=False).flat)
     best = max(card.baselines, key=lambda row: row.accuracy.median, default=None)
@@ -157,16 +163,18 @@ def _lower(part: Any, card: Card) -> None:
     if best is not None:
         noisy = next((row for row in card.baselines if row.name == "noise_large"), best)
         ious.append((noisy.label, "#0072B2", noisy.ious))
-    histograms(axes[1], [*ious, (card.samples.label, MINE, card.samples.ious)], "largest error-IoU with one of training")
+    histograms(
+        axes[1], [*ious, (card.samples.label, MINE, card.samples.ious)], "largest error-IoU with one of training"
+    )
     if card.finetuned:
         finetuning(axes[2], card.finetuned)
-    if card.fidelity:
+    if asked:
         fidelity(axes[-1], card)
 
 
 def _small_rows(card: Card) -> int:
     """Lines that the smaller panels take: three fit beside each other."""
-    return 2 if card.finetuned and card.fidelity else 1
+    return 2 if card.finetuned and any(one.requested for one in card.fidelity) else 1
 
 
 def _table_rows(card: Card) -> list[Row]:

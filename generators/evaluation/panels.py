@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from generators.evaluation.card import BINS, Card, FineTuned, Row
-from zoo.plots import style
 
 MINE, OWN = "#D55E00", "#009E73"  # the generator; the zoo's own networks
 COLOURS = ("#0072B2", "#56B4E9", "#000000", "#E69F00", "#CC79A7", "#8c8c8c", "#332288", "#999933")
@@ -152,13 +151,15 @@ def finetuning(axes: Any, curves: Sequence[FineTuned]) -> None:
 
 def fidelity(axes: Any, card: Card) -> None:
     """Obtained against requested, one line a column; each over its own range, for they have different units."""
-    for number, one in enumerate(card.fidelity):
+    measured = [one for one in card.fidelity if one.requested]
+    for number, one in enumerate(measured):
         colour = COLOURS[number % len(COLOURS)]
         places = np.arange(len(one.requested)) / max(len(one.requested) - 1, 1)
-        label = f"{one.column}: {one.monotonicity:.2f}, unconditional {one.unconditional:.2f}"
+        rank = "" if math.isnan(one.spearman) else f", rank correlation {one.spearman:.2f}"
+        label = f"{one.column}{rank}"
         axes.errorbar(places, one.obtained, yerr=one.error, color=colour, marker="o", markersize=3, label=plain(label))
-    if len(card.fidelity) == 1:
-        one = card.fidelity[0]
+    if len(measured) == 1:
+        one = measured[0]
         step = -(-len(one.requested) // 5)
         axes.set_xticks(places[::step], [plain(text) for text in one.requested[::step]])
     else:
@@ -166,12 +167,12 @@ def fidelity(axes: Any, card: Card) -> None:
     axes.set_xlabel("asked for")
     axes.set_ylabel("obtained")
     axes.grid(**GRID)
-    _legend(axes, title="agreement of obtained with asked")
+    _legend(axes)
 
 
-def _legend(axes: Any, columns: int = 1, title: str = "") -> None:
+def _legend(axes: Any, columns: int = 1) -> None:
     """Above the axes, where it hides nothing."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=1.2, borderaxespad=0.1, labelspacing=0.25,
-        columnspacing=0.8, title=title or None, title_fontsize=style.SMALL, alignment="left",
+        columnspacing=0.8,
     )  # fmt: skip

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from generators.evaluation.card import Card, Fidelity, FineTuned, Row
+from generators.evaluation.frontier import Curve, above
 
 COPIES = 0.1  # median distance to the nearest training network over the zoo's spacing: below it, copies
 COPY_NOISE = "noise_small"  # whoever shares as many errors with one training network as this baseline copies, too
@@ -14,7 +17,7 @@ ALIKE = 0.1  # mean distance between samples over that between training networks
 ERRORS = 2.0  # combined standard errors that make a difference
 CLAIM = 1024  # samples that a claim of being better than the baselines takes
 NOVEL = 1.0  # multiple of the zoo's spacing from which a network is as new as an independent run
-FOLLOWS = 0.5  # rank correlation of what was asked with what came, or share that came as asked
+FOLLOWS = 0.5  # rank correlation of what was asked with what came
 CODEC = 0.005  # accuracy that a round trip through the codec may take
 
 
@@ -78,9 +81,9 @@ def _novel_and_performant(card: Card) -> list[str]:
         best, theirs = max(others, key=lambda other: other[1][0])
         text = f"{_share(*mine)} against {_share(*theirs)} of {best.label}"
         enough = card.samples.count >= CLAIM and all(row.count >= CLAIM for row, _ in others)
-        if enough and all(_clearly(*mine, *other) for _, other in others):
+        if enough and all(_above(card, card.samples, row, multiple) for row, _ in others):
             above[multiple >= NOVEL].append(f"at m = {multiple:g}, {text}")
-        if _clearly(*theirs, *mine):
+        if _above(card, best, card.samples, multiple):
             below.append(f"loses to {best.label} at N&P m = {multiple:g}: {text}")
     found = []
     if above[True]:
@@ -116,7 +119,7 @@ def _finetuning(card: Card) -> list[str]:
     for epoch in mine.epochs:
         if epoch == 0:
             continue
-        better = [one for one in card.finetuned if one is not mine and _above(one, mine, epoch)]
+        better = [one for one in card.finetuned if one is not mine and _better(one, mine, epoch)]
         if better:
             said = ", ".join(f"{FINETUNED.get(one.name, one.name)} {_percent(*_at(one, epoch))}" for one in better)
             epochs = f"{epoch} epoch{'s' if epoch > 1 else ''}"
@@ -128,11 +131,18 @@ FINETUNED = {"nearest": "the nearest checkpoints", "soup": "soup", "random": "ra
 
 
 def _condition(one: Fidelity) -> list[str]:
-    if one.monotonicity >= FOLLOWS:
+    """Numbers must be ranked as asked; all columns must come nearer to what was asked than without asking."""
+    if one.reason is not None:
         return []
-    value = "nothing measurable" if math.isnan(one.monotonicity) else f"{one.monotonicity:.2f}"
-    other = "" if math.isnan(one.unconditional) else f", {one.unconditional:.2f} without it"
-    return [f"does not follow its condition {one.column}: agreement of asked and obtained is {value}{other}"]
+    ranked = math.isnan(one.spearman) or one.spearman >= FOLLOWS
+    nearer = math.isnan(one.without) or one.difference < one.without
+    if ranked and nearer:
+        return []
+    rank = "" if math.isnan(one.spearman) else f"rank correlation of asked and obtained {one.spearman:.2f}, "
+    return [
+        f"does not follow its condition {one.column}: {rank}{one.difference:.3g} off what was asked, "
+        f"{one.without:.3g} without asking"
+    ]
 
 
 def _codec(card: Card) -> list[str]:
@@ -162,7 +172,16 @@ def _clearly(high: float, high_error: float, low: float, low_error: float) -> bo
     return high - low > ERRORS * error
 
 
-def _above(one: FineTuned, other: FineTuned, epoch: int) -> bool:
+def _above(card: Card, one: Row, other: Row, multiple: float) -> bool:
+    """Whether one row has clearly more novel and performant networks, by the errors of `frontier.above`."""
+    curves = []
+    for row in (one, other):
+        share, error = (np.array([value]) for value in card.share(row, multiple))
+        curves.append(Curve(np.array([multiple]), share, error, error, row.count, card.protocol.alpha))
+    return bool(above(*curves, z=ERRORS)[0])
+
+
+def _better(one: FineTuned, other: FineTuned, epoch: int) -> bool:
     return epoch in one.epochs and _clearly(*_at(one, epoch), *_at(other, epoch))
 
 
