@@ -37,6 +37,7 @@ class Codec:
         spread: (width,) float32, deviation of the codes of the training split, what they are divided by with a basis;
             with "identity" it is only what a matched source uses.
         population: fingerprint of what it was fitted on. settings: what it was asked for.
+        factor: (rank, width) float32, F' F is the covariance of the training codes; for a Gaussian source, else None.
         report: held-out reconstruction by components, explained variance, round-trip accuracy; JSON.
     """
 
@@ -48,6 +49,7 @@ class Codec:
     population: str
     settings: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+    factor: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -64,7 +66,7 @@ class Codec:
         """16 digits of arrays, layout, population and settings; not of the report."""
         about = [self.layout.fingerprint, self.population, json.dumps(dict(self.settings), sort_keys=True)]
         digest = hashlib.sha256("\n".join(about).encode())
-        for array in (self.mean, self.scale, self.spread, self.basis):
+        for array in (self.mean, self.scale, self.spread, self.basis, *(() if self.factor is None else (self.factor,))):
             digest.update(b"-" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
         return digest.hexdigest()[:16]
 

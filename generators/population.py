@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from catalog.errors import GeneratorError, MissingDataError, QueryError, UnknownNameError, unknown_name
+from catalog.errors import (
+    GeneratorError,
+    InvalidSpecError,
+    MissingDataError,
+    QueryError,
+    UnknownNameError,
+    unknown_name,
+)
 from catalog.store import Zoo
 from catalog.table import missing_column, query
 from kernels.random import permutation
@@ -19,6 +26,8 @@ from weightspace.layout import Layout
 from zoo.architectures import Architecture
 from zoo.datasets import Dataset
 from zoo.landscape.measure import plan_of
+from zoo.plan import TRAINED_LIKE
+from zoo.typical import typical_spec
 
 SPLITS = ("train", "validation", "test")
 LEAST = 8  # lineages: fewer leave nothing to learn from, or nothing to judge by
@@ -99,6 +108,13 @@ class Population:
         """Which alignment the frame is: two of one name may have another universe."""
         return None if self.frame is None else self.zoo.frame(self.frame, self.variant).origin
 
+    def _trained_like(self) -> dict[str, Any] | None:
+        """How most of the training split was trained, so that samples are evaluated without the zoo."""
+        try:
+            return typical_spec(self.zoo, self.split("train")).to_json()
+        except InvalidSpecError:  # of a zoo that was not built from a spec
+            return None
+
     def source(self) -> dict[str, Any]:
         """What is stored with a generator to say what it learned from, as JSON."""
         return {
@@ -112,6 +128,8 @@ class Population:
             "frame_origin": self.frame_origin,
             "population": self.fingerprint,
             "data": dict(self.zoo.record.info.get("data") or {}),
+            "licence": self.zoo.record.info.get("licence", ""),
+            TRAINED_LIKE: self._trained_like(),
             "lineages": {name: self.split(name)["run"].n_unique() for name in SPLITS},
             "members": {name: self.split(name).select("run", "epoch").rows() for name in SPLITS},
         }

@@ -23,6 +23,7 @@ from kernels.assignment.assign import assign
 from kernels.curvature.surface import surface
 from kernels.curvature.trace import exact_trace
 from kernels.curves.recipe import Recipe
+from kernels.overlap.overlap import error_overlap, largest_overlap
 from kernels.permute.compiled import gather_compiled
 from kernels.permute.gather import Gather
 from kernels.programs import LOG
@@ -85,8 +86,24 @@ def matching(dtype: torch.dtype) -> None:
     gather_compiled(weights.numpy(), [Gather(0, 1, 2, 1, None, np.zeros((2, 2), np.int64))])
 
 
+def overlaps(dtype: torch.dtype) -> None:
+    """Of bits, which have no other type."""
+    if dtype == torch.float32:
+        bits = torch.ones(2, 3, dtype=torch.uint8)
+        error_overlap(bits, bits, impl="compiled")
+        largest_overlap(bits, bits, impl="compiled")
+
+
 # The longest first, so that all cores end at about the same time.
-PROGRAMS: tuple[Callable[[torch.dtype], None], ...] = (products, training, curves, traces, evaluation, matching)
+PROGRAMS: tuple[Callable[[torch.dtype], None], ...] = (
+    products,
+    training,
+    curves,
+    traces,
+    evaluation,
+    matching,
+    overlaps,
+)
 JOBS = [partial(program, dtype) for program in PROGRAMS for dtype in FLOATS]
 
 
