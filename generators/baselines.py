@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from catalog.errors import InvalidSpecError, unknown_name
-from generators.draws import BLOCK, add_normal, by_blocks, choose, keys, normals, parts
+from generators.codec import fit_codec
+from generators.draws import add_normal, choose, keys, normals, parts
 from generators.generator import Draw, Generator
 from generators.kind import Kind
-from generators.members import Members, moments, principal_components
+from generators.members import Members
+from generators.moments import moments
 from generators.population import Population
 from kernels.random import uniform
 from zoo.initialization import initial_weights
@@ -39,7 +41,7 @@ def _noise(population: Population, settings: Settings) -> Draw:
         raise InvalidSpecError(f"relative must be true or false, got {settings['relative']!r}")
     parameters = population.layout.num_parameters
     if settings["relative"]:
-        level *= float(np.sqrt(moments(population)[1][:parameters].mean()))
+        level *= float(np.sqrt(moments(population).variance[:parameters].mean() * _unbiased(population)))
 
     def draw(numbers: np.ndarray, seed: int, conditions: np.ndarray | None) -> np.ndarray:
         drawn = members.at(choose(seed, MEMBER_SITE, numbers, members.count, 1)[:, 0])
@@ -51,11 +53,11 @@ def _noise(population: Population, settings: Settings) -> Draw:
 
 def _gaussian(population: Population, settings: Settings) -> Draw:
     """Each parameter from a normal with its own mean and (unbiased) variance over the training split."""
-    (mean, variance), parameters = moments(population), population.layout.num_parameters
-    deviation = np.sqrt(variance[:parameters])
+    found, parameters = moments(population), population.layout.num_parameters
+    mean, deviation = found.mean.astype(np.float32), np.sqrt(found.variance[:parameters] * _unbiased(population))
 
     def draw(numbers: np.ndarray, seed: int, conditions: np.ndarray | None) -> np.ndarray:
-        drawn = np.repeat(mean.astype(np.float32)[None], len(numbers), 0)
+        drawn = np.repeat(mean[None], len(numbers), 0)
         add_normal(drawn[:, :parameters], deviation, seed, NOISE_SITE, numbers)
         return drawn
 
@@ -65,22 +67,14 @@ def _gaussian(population: Population, settings: Settings) -> Draw:
 def _pca_gaussian(population: Population, settings: Settings) -> Draw:
     """Normal along the principal components of the training split, with their variances; the mean beyond them.
 
-    `components` 0 takes the fewest that reconstruct the validation split nearly as well as all do, see
-    `generators.members.principal_components`.
+    `components` 0 takes the fewest that reconstruct held-out networks about as well as any number, see
+    `generators.components.choose`.
     """
-    components = _whole("components", settings["components"], 0)
-    mean, basis, deviation = principal_components(population, components)
-    scaled, parameters = (basis * deviation[:, None]).astype(np.float32), population.layout.num_parameters
-
-    def block(number: int, seed: int) -> np.ndarray:
-        """All of a block, so that the bits of a sample depend on no others: sums of matrix products depend on shape."""
-        codes = normals(seed, CODE_SITE, np.arange(number * BLOCK, (number + 1) * BLOCK), len(scaled))
-        drawn = np.repeat(mean.astype(np.float32)[None], BLOCK, 0)
-        drawn[:, :parameters] += codes.astype(np.float32) @ scaled
-        return drawn
+    codec = fit_codec(population, codec="pca", components=_whole("components", settings["components"], 0))
+    unbiased = np.float32(_unbiased(population) ** 0.5)
 
     def draw(numbers: np.ndarray, seed: int, conditions: np.ndarray | None) -> np.ndarray:
-        return by_blocks(lambda number: block(number, seed), numbers, population.layout.size)
+        return codec.decode(normals(seed, CODE_SITE, numbers, codec.width).astype(np.float32) * unbiased)
 
     return draw
 
@@ -160,6 +154,12 @@ def _fit(name: str, population: Population, *, seed: int = 0, **given: Any) -> G
     draw = make(population, settings)
     cost = {"seconds": time.perf_counter() - begin, "iterations": 0}
     return Generator(name, settings, population.source(), draw, cost=cost)
+
+
+def _unbiased(population: Population) -> float:
+    """What the variance over the training split is multiplied with to expect that of other networks."""
+    count = len(population.split("train"))
+    return count / max(count - 1, 1)
 
 
 def _number(name: str, value: Any) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import ndtri
 
 from kernels.random import words
 
-BLOCK = 64  # samples that are worked out together where sums depend on how many there are
 COLUMNS = 1 << 12  # numbers drawn at once for a sample; part of what a sample is, so this never changes
 BYTES = 1 << 26  # worked on at once
 
@@ -51,13 +50,3 @@ def parts(count: int, each: int) -> Iterator[slice]:
     """range(count) in slices of so many as fit into memory at `each` bytes, one or more."""
     some = max(1, BYTES // max(each, 1))
     return (slice(first, min(first + some, count)) for first in range(0, count, some))
-
-
-def by_blocks(make: Callable[[int], np.ndarray], numbers: np.ndarray, size: int) -> np.ndarray:
-    """Samples (samples, size) float32 out of whole blocks: `make` gives all `BLOCK` samples of block number n."""
-    out = np.empty((len(numbers), size), np.float32)
-    owner = numbers // BLOCK
-    for block in np.unique(owner).tolist():
-        mine = owner == block
-        out[mine] = make(block)[numbers[mine] - block * BLOCK]
-    return out

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.agreement import CASES, Agreement, compare
+from catalog.errors import InvalidSpecError
 from kernels.population import Dropout
 from zoo.architectures import ACTIVATIONS
 from zoo.batches import Batches
@@ -255,3 +256,84 @@ def test_dropout_sites_do_not_meet_other_streams() -> None:
     sites = {batches.SITE, initialization.SITE, plan.CELL_SITE, training.LABEL_SITE}
     assert len(sites) == 4
     assert max(sites) < Dropout.SITE
+
+
+# Given weights to begin with
+
+STARTED = [
+    ("mlp", "compiled"),
+    ("mlp", "reference"),
+    ("cnn", "compiled"),
+    ("cnn", "reference"),
+    ("normed", "reference"),
+]
+
+
+def started(family: str) -> list[Run]:
+    """Four runs that differ in much, of an MLP, a CNN (in compiled code: of lanes) or one with BatchNorm."""
+    if family == "mlp":
+        return runs_of(small(axes={"learning_rate": (0.1, 0.01)}, seeds=(0, 1), checkpoints=(0, 1, 2)))
+    numbers = {"style": "small_cnn_zoo", "channels": 2, "norm": "batch" if family == "normed" else "none"}
+    return runs_of(small("cnn", numbers=numbers, seeds=(0, 1, 2, 3), checkpoints=(0, 1, 2)))
+
+
+def drawn(runs: list[Run]) -> torch.Tensor:
+    keys = np.array([run.key for run in runs], np.uint64)
+    return torch.from_numpy(initial_weights(runs[0].architecture, keys, ["torch"] * len(runs), np.ones(len(runs))))
+
+
+@pytest.mark.parametrize(("family", "impl"), STARTED)
+def test_its_own_first_weights_given_change_no_bit(family: str, impl: str) -> None:
+    runs = started(family)
+    own = drawn(runs)
+    alone = train(runs, DIGITS, impl=impl)
+    assert alone.impl == impl
+    for start in (own, own.float()):  # training is float32
+        np.testing.assert_array_equal(weights_of(train(runs, DIGITS, start=start, impl=impl)), weights_of(alone))
+
+
+@pytest.mark.parametrize(("family", "impl"), STARTED)
+def test_training_goes_on_from_what_is_given(family: str, impl: str) -> None:
+    """One epoch of two kept, given as a start: it is the checkpoint of epoch 0, and stays where it is given."""
+    runs = started(family)
+    given = train(runs, DIGITS, impl=impl).weights[:, -1].clone()
+    before = given.clone()
+    slow = [dataclasses.replace(run, values={**run.values, "learning_rate": 1e-12}) for run in runs]
+    stayed = train(slow, DIGITS, start=given, impl=impl).weights
+    parameters = runs[0].architecture.layout.num_parameters
+    np.testing.assert_array_equal(stayed[:, 0], before)
+    np.testing.assert_allclose(stayed[:, -1, :parameters], before[:, :parameters], atol=1e-9)
+    moved = train(runs, DIGITS, start=given, impl=impl).weights
+    assert (moved[:, -1] - before).abs().amax(1).min() > 1e-3
+    np.testing.assert_array_equal(given, before)  # training works on a copy
+    order = [2, 0, 3, 1]
+    turned = train([runs[n] for n in order], DIGITS, start=given[order], impl=impl).weights
+    np.testing.assert_allclose(turned, moved[order], atol=1e-5)  # each has its own; rounding of grouped convolutions
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_float64_start_is_not_written_to(impl: str) -> None:
+    runs = started("mlp")
+    given = drawn(runs)
+    before = given.clone()
+    train(runs, DIGITS, start=given, impl=impl, dtype=torch.float64)
+    np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_start_that_is_not_finite_diverges_alone(impl: str) -> None:
+    runs = started("mlp")
+    given = drawn(runs).float()
+    given[1, 3] = torch.nan
+    found = train(runs, DIGITS, start=given, impl=impl)
+    assert [bool(reason) for reason in found.diverged] == [False, True, False, False]
+    assert found.diverged[1].startswith("loss not finite at step 0")
+    assert found.weights[[0, 2, 3]].isfinite().all()
+
+
+def test_starts_that_do_not_fit() -> None:
+    runs = started("mlp")
+    size = runs[0].architecture.layout.size
+    for start in (torch.zeros(4, size - 1), torch.zeros(3, size), torch.zeros(size), torch.zeros(4, size).long()):
+        with pytest.raises(InvalidSpecError, match=r"start must be the weights of each run, \(4, "):
+            train(runs, DIGITS, start=start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -21,9 +22,10 @@ from kernels.random import uniform
 from zoo.architectures import ARCHITECTURES, Architecture
 from zoo.batches import micro_batch
 from zoo.datasets import Dataset, load_dataset
-from zoo.spec import HYPERPARAMETERS, Range, ZooSpec
+from zoo.spec import HYPERPARAMETERS, MAX_RUNS, Range, ZooSpec
 
 CELL_SITE = 4  # of the random streams
+TRAINED_LIKE = "trained_like"  # in the spec of a zoo of samples: the spec of a cell of their kind, as JSON
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,11 @@ class Plan:
         return types
 
 
-def make_plan(spec: ZooSpec) -> Plan:
+def make_plan(spec: ZooSpec, copies: int = 1) -> Plan:
     """Load the data and lay out all runs.
+
+    Args:
+        copies: how often each is there: samples were not trained, and each counts as such a run. See `stored_spec`.
 
     Raises:
         InvalidSpecError: a batch larger than the data, fewer classes or another shape than the architecture takes.
@@ -157,10 +162,26 @@ def make_plan(spec: ZooSpec) -> Plan:
         for run in _runs(spec, data, cell):
             by_variant.setdefault(run.architecture.name, {})[run.run] = run
     runs = {
-        name: tuple(sorted(found.values(), key=lambda run: (run.group, run.values["batch_size"])))
+        name: tuple(sorted(found.values(), key=lambda run: (run.group, run.values["batch_size"]))) * copies
         for name, found in by_variant.items()
     }
     return Plan(spec, data, runs)
+
+
+def stored_spec(content: Mapping[str, Any]) -> tuple[ZooSpec, int]:
+    """The spec that a zoo holds, and 1; of a zoo of samples that of the cell they are like, and how many they are.
+
+    Raises:
+        InvalidSpecError, UnknownNameError: neither is there.
+    """
+    if TRAINED_LIKE not in content:
+        return ZooSpec.from_json(content), 1
+    spec, count = ZooSpec.from_json(content[TRAINED_LIKE]), content.get("count")
+    if type(count) is not int or not 1 <= count <= MAX_RUNS or spec.num_runs != 1:
+        raise InvalidSpecError(
+            f"a spec of samples says how many, 1 to {MAX_RUNS:,}, and is like one run; got {count!r}"
+        )
+    return dataclasses.replace(spec, hyperparameters={**spec.hyperparameters, "label_noise": 0.0}), count
 
 
 def _cells(spec: ZooSpec) -> Iterator[dict[str, Any]]:

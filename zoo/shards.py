@@ -73,8 +73,8 @@ def _table(zoo: Zoo, plan: Plan, runs: Sequence[Run], trained: Sequence[Trained]
     kept = from_stored(to_stored(weights.cpu().numpy(), zoo.record.dtype), zoo.record.dtype)  # what readers will see
     stored = np.isfinite(kept).all(-1)
     statuses = _statuses(runs, reasons, stored, zoo.record.dtype)
-    measured = _measured(plan, runs, torch.from_numpy(kept).to(weights), stored)
-    return plan.rows(runs).with_columns(statuses, **measured), kept
+    columns = measured(plan, runs, torch.from_numpy(kept).to(weights), stored)
+    return plan.rows(runs).with_columns(statuses, **columns), kept
 
 
 def _statuses(runs: Sequence[Run], reasons: list[str], stored: np.ndarray, dtype: str) -> list[pl.Series]:
@@ -91,10 +91,15 @@ def _statuses(runs: Sequence[Run], reasons: list[str], stored: np.ndarray, dtype
     ]
 
 
-def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np.ndarray) -> dict[str, pl.Series]:
+def measured(
+    plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np.ndarray, threads: int | None = None
+) -> dict[str, pl.Series]:
     """Loss (the one trained with), accuracy and error bits of every checkpoint; null where there are no weights.
 
     `train_*`: the labels the run was trained on, over those of the first `train_samples` that it used.
+
+    Args:
+        weights: (runs, checkpoints, size). stored: (runs, checkpoints) bool. threads: as for `zoo.evaluate.evaluate`.
     """
     each, device, data = weights.shape[1], weights.device, plan.data
     count = min(plan.spec.train_samples or data.num_train, data.num_train)
@@ -110,13 +115,13 @@ def _measured(plan: Plan, runs: Sequence[Run], weights: torch.Tensor, stored: np
     columns: dict[str, pl.Series] = {}
     known = stored.reshape(-1)
     for name, (x, y, samples) in parts.items():
-        found = evaluate(runs[0].architecture, flat, x, y, samples, loss_functions=losses)
-        measured: dict[str, tuple[list[Any], type[pl.DataType]]] = {
+        found = evaluate(runs[0].architecture, flat, x, y, samples, loss_functions=losses, threads=threads)
+        values_of: dict[str, tuple[list[Any], type[pl.DataType]]] = {
             "loss": (found.loss.tolist(), pl.Float64),
             "accuracy": (found.accuracy.tolist(), pl.Float64),
             "error_bits": ([bits.tobytes() for bits in found.error_bits], pl.Binary),
         }
-        for kind, (values, dtype) in measured.items():
+        for kind, (values, dtype) in values_of.items():
             kept = [value if is_known else None for value, is_known in zip(values, known, strict=True)]
             columns[f"{name}_{kind}"] = pl.Series(kept, dtype=dtype)
     return columns

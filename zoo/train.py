@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catalog.errors import InvalidSpecError
 from kernels.lanes.network import Network, network_of
 from kernels.losses import LOSSES
 from kernels.mlp.network import MLP, UnsupportedError, mlp_of
@@ -63,6 +64,7 @@ def train(
     runs: Sequence[Run],
     data: Dataset,
     *,
+    start: Tensor | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] | None = None,
@@ -76,6 +78,8 @@ def train(
     torch but for rounding in grouped convolutions (3e-8). Implementations differ by rounding.
 
     Args:
+        start: (runs, size) weights to begin with, statistics of norms included; None for those that each run draws.
+            One that is not finite diverges at its first step, alone.
         progress: called now and then with the samples worked off since the last call.
         impl: "compiled" for numba (MLPs and CNNs without norms, on a CPU), "reference" for plain torch, None for the
             first that can.
@@ -83,23 +87,41 @@ def train(
 
     Raises:
         ValueError: runs that cannot share a group.
-        InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`.
+        InvalidSpecError: "compiled" was asked for what it cannot do, a `start` of another shape or of no floats.
+        UnknownNameError: another `impl`.
     """
     if not runs:
         raise ValueError("expected one run or more, got none")
     if len({(run.architecture.name, run.group) for run in runs}) != 1:
         raise ValueError("runs of one call must share architecture, optimizer, loss_function and micro-batch size")
     network = None if impl == "reference" else _compilable(runs[0].architecture, device, dtype, impl)
+    first = _start(runs, start)
     if network:
         from zoo.train_compiled import CompiledGroup
 
         labels = noisy_labels(runs, data.train_y, data.num_classes)
-        compiled = CompiledGroup(runs, network, data, labels, NUMPY[dtype], threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        compiled = CompiledGroup(runs, network, data, labels, NUMPY[dtype], first, threads)
         _report(compiled.run(), progress)
         return Trained(torch.from_numpy(compiled.kept), tuple(compiled.diverged), "compiled")
-    group = _Group(tuple(runs), data, device, dtype)
+    group = _Group(tuple(runs), data, device, dtype, first)
     _report(group.run(), progress)
     return Trained(group.kept, tuple(group.diverged))
+
+
+def _start(runs: Sequence[Run], given: Tensor | None) -> np.ndarray:
+    """What training begins with, (runs, size) float64: as given, or as each run draws it."""
+    architecture = runs[0].architecture
+    if given is None:
+        schemes = [run.values["initialization"] for run in runs]
+        return initial_weights(architecture, _keys(runs), schemes, _values(runs, "initialization_gain"))
+    expected = (len(runs), architecture.layout.size)
+    if given.shape != expected or not given.is_floating_point():
+        raise InvalidSpecError(
+            f"start must be the weights of each run, {expected} of {architecture.name} in floating point numbers; "
+            f"got {tuple(given.shape)} of {given.dtype}"
+        )
+    return np.array(given.detach().cpu().numpy(), np.float64)  # a copy: training works in place
 
 
 def _report(working: Generator[int], progress: Callable[[int], None] | None) -> None:
@@ -132,7 +154,9 @@ class _Group:
     Finished and diverged ones leave, the rest never notice.
     """
 
-    def __init__(self, runs: tuple[Run, ...], data: Dataset, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, runs: tuple[Run, ...], data: Dataset, device: str, dtype: torch.dtype, start: np.ndarray
+    ) -> None:
         self.runs, self.device, self.dtype = runs, device, dtype
         self.architecture: Architecture = runs[0].architecture
         self.layout, self.module = self.architecture.layout, self.architecture.build("meta")
@@ -142,8 +166,6 @@ class _Group:
         self.labels = torch.from_numpy(noisy_labels(runs, data.train_y, data.num_classes)).to(device)
         self.timing = _batches(runs)
         self.length = np.array([run.epochs for run in runs]) * self.timing.updates * self.timing.splits
-        schemes = [run.values["initialization"] for run in runs]
-        start = initial_weights(self.architecture, _keys(runs), schemes, _values(runs, "initialization_gain"))
         self.weights = torch.from_numpy(start).to(device, dtype)
         self.state = self.optimizer.start(self.weights[:, : self.layout.num_parameters])
         self.sums = torch.zeros_like(self.weights[:, : self.layout.num_parameters])  # gradients of an unfinished batch

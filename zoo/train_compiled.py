@@ -16,7 +16,6 @@ from kernels.lanes.network import Network
 from kernels.mlp.network import MLP
 from zoo.batches import SITE
 from zoo.datasets import Dataset
-from zoo.initialization import initial_weights
 from zoo.plan import Run
 from zoo.train import learning_rates
 
@@ -29,6 +28,7 @@ class CompiledGroup:
 
     Args:
         labels: (runs, samples) int64, what each run is trained on.
+        start: (runs, size) float64, what it begins with.
         threads: as many runs train at once. No bit depends on it.
     """
 
@@ -39,19 +39,15 @@ class CompiledGroup:
         data: Dataset,
         labels: np.ndarray,
         dtype: type[np.floating],
+        start: np.ndarray,
         threads: int = 1,
     ) -> None:
-        self.runs, self.network, self.labels, self.dtype = runs, network, labels, dtype
+        self.runs, self.network, self.labels, self.dtype, self.start = runs, network, labels, dtype, start
         self.threads = min(threads, len(runs))
         self.code: Any = kernels.mlp.training if isinstance(network, MLP) else kernels.lanes.training
         shape = (-1,) if isinstance(network, MLP) else network.input_shape
         self.inputs = np.ascontiguousarray(data.train_x.reshape(len(data.train_x), *shape), dtype)
-        architecture = runs[0].architecture
-        keys = np.array([run.key for run in runs], np.uint64)
-        schemes = [run.values["initialization"] for run in runs]
-        gains = np.array([run.values["initialization_gain"] for run in runs])
-        self.start = initial_weights(architecture, keys, schemes, gains)
-        self.kept = np.full((len(runs), len(runs[0].checkpoints), architecture.layout.size), np.nan, dtype)
+        self.kept = np.full((len(runs), len(runs[0].checkpoints), start.shape[1]), np.nan, dtype)
         self.diverged = [""] * len(runs)
         self.stopped = False
 

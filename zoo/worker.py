@@ -28,12 +28,11 @@ def main() -> None:
     import torch
 
     from catalog.store import open_zoo
-    from zoo.plan import make_plan
-    from zoo.spec import ZooSpec
+    from zoo.plan import make_plan, stored_spec
 
     torch.set_num_threads(1)
     zoo = open_zoo(first["zoo"], metrics_at=first["metrics_at"], **first["storage_options"])
-    plan = make_plan(ZooSpec.from_json(zoo.record.spec))
+    plan = make_plan(*stored_spec(zoo.record.spec))
     while True:
         task = tasks.get()
         answer = _work(zoo, plan, task, first["device"], out)

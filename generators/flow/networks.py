@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from catalog.errors import InvalidSpecError, unknown_name
 from generators.flow.embedding import Embedding, given, zeroed
+from generators.flow.paths import PATHS, Path
 from generators.recipe import FlowRecipe
 from weightspace.layout import Layout
+from weightspace.symmetry import Symmetry
 
 TIME = 64  # width of the embedding of time in DeepWeightFlow
 EMBEDDED = 128  # and in ours: modulation costs a fraction of the blocks
@@ -131,22 +133,71 @@ def _transformer(recipe: FlowRecipe, dim: int, condition_width: int, layout: Lay
     return LayerTransformer(tokens, recipe.width, recipe.depth, recipe.heads, condition_width, recipe.dropout)
 
 
+def _units(recipe: FlowRecipe, dim: int, condition_width: int, symmetry: Symmetry | None) -> nn.Module:
+    from generators.flow.units import UnitTransformer
+    from weightspace.units import Units
+
+    if symmetry is None or symmetry.layout.num_parameters != dim:
+        known = "none" if symmetry is None else f"one of {symmetry.layout.num_parameters} parameters"
+        raise InvalidSpecError(f"a network over the units of {dim} weights needs their symmetry, got {known}")
+    units = Units.of(symmetry)
+    return UnitTransformer(units, recipe.width, recipe.depth, recipe.heads, condition_width, recipe.dropout)
+
+
+class Preconditioned(nn.Module):
+    """The velocity between two Gaussians of equal covariance, in closed form, and what a network adds to it.
+
+    For x_0 ~ N(0, s^2 C), x_1 ~ N(0, C) and x_t = a x_1 + b x_0 the best velocity is x_t times
+    (a a' + s^2 b b') / (a^2 + s^2 b^2), whatever C is, so that a network that adds nothing samples N(0, C): the
+    baseline "pca_gaussian" with all components. The network sees x_t with the deviation of the data.
+
+    Source: ours; for diffusion, Karras et al. 2022, arXiv 2206.00364, section 5, whose skip is for C = 1.
+    """
+
+    def __init__(self, network: nn.Module, path: Path, scale: float) -> None:
+        super().__init__()
+        self.network, self.path, self.scale = network, path, scale
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        signal, noise = self.path.signal(t), self.path.noise(t)
+        variance = signal**2 + self.scale**2 * noise**2
+        skip = signal * self.path.signal_rate(t) + self.scale**2 * noise * self.path.noise_rate(t)
+        added: Tensor = self.network(x * variance.rsqrt()[:, None], t, condition)
+        return torch.addcmul(added, (skip / variance)[:, None], x)
+
+
 Build = Callable[[FlowRecipe, int, int, "Layout | None"], nn.Module]
-NETWORKS: dict[str, Build] = {"mlp": _mlp, "residual": _residual, "transformer": _transformer}
+DENSE: dict[str, Build] = {"mlp": _mlp, "residual": _residual, "transformer": _transformer}
+NETWORKS = (*DENSE, "units")
 
 
-def build_network(recipe: FlowRecipe, dim: int, condition_width: int = 0, layout: Layout | None = None) -> nn.Module:
-    """The velocity network of a recipe, zero everywhere until it is trained; forward(x, t, condition) -> velocity.
+def build_network(
+    recipe: FlowRecipe,
+    dim: int,
+    condition_width: int = 0,
+    layout: Layout | None = None,
+    symmetry: Symmetry | None = None,
+) -> nn.Module:
+    """The velocity network of a recipe, forward(x, t, condition) -> velocity.
+
+    Until it is trained it is zero everywhere; with a Gaussian source, the velocity of the Gaussian.
 
     x and the velocity are (batch, dim), t (batch,), condition (batch, condition_width) or None, which is all zeros.
     Initialisation depends on torch's seed alone, which the caller sets.
 
     Args:
         dim: numbers in a code. layout: of the networks, whose parameters the codes are; for a transformer only.
+        symmetry: of the networks, for "units" only.
 
     Raises:
         InvalidSpecError: a transformer without the layout of its codes. UnknownNameError: no such network.
     """
     if recipe.network not in NETWORKS:
         raise unknown_name("network", recipe.network, NETWORKS)
-    return NETWORKS[recipe.network](recipe, dim, condition_width, layout)
+    if recipe.network == "units":
+        network = _units(recipe, dim, condition_width, symmetry)
+    else:
+        network = DENSE[recipe.network](recipe, dim, condition_width, layout)
+    if recipe.source == "gaussian":
+        return Preconditioned(network, PATHS[recipe.path], recipe.source_scale)
+    return network

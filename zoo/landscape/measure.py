@@ -28,9 +28,8 @@ from zoo.landscape.metrics import METRICS
 from zoo.landscape.select import Work, chosen_rows, cost, plan_work
 from zoo.landscape.units import Unit, measure_unit, store, try_settings
 from zoo.local import run_local
-from zoo.plan import Plan, make_plan
+from zoo.plan import Plan, make_plan, stored_spec
 from zoo.shards import one_thread
-from zoo.spec import ZooSpec
 
 PROBE = 16  # models on which a gradient is timed
 
@@ -158,18 +157,18 @@ def check_frames(zoo: Zoo, chosen: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def plan_of(zoo: Zoo) -> Plan:
-    """Runs and data of a zoo.
+    """Runs and data of a zoo, also of one of samples.
 
     Raises:
-        InvalidSpecError: it was not made by `weightscape build`. FormatError: its data set has changed.
+        InvalidSpecError: it was not made by `weightscape build` or `sample`. FormatError: its data set has changed.
     """
     try:
-        spec = ZooSpec.from_json(zoo.record.spec)
+        spec, copies = stored_spec(zoo.record.spec)
     except ZooError as error:
         raise InvalidSpecError(
             f"{zoo.url} has no spec of `weightscape build`, which says what data to measure on: {error}"
         ) from error
-    plan = make_plan(spec)
+    plan = make_plan(spec, copies)
     stored = (zoo.record.info.get("data") or {}).get("fingerprint", plan.data.fingerprint)
     if stored != plan.data.fingerprint:
         raise FormatError(
