@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 
 from catalog.errors import GeneratorError, unknown_name
 from generators.components import principal
-from generators.moments import Standard, deviations, moments
+from generators.moments import Standard, deviations, gram_blocks, moments
 from generators.population import Population
 from generators.recipe import CHOICES
 from weightspace.layout import Layout
 
 MEMORY = 1 << 31  # bytes of weights that fitting holds at once
+NUMBERS = 1 << 20  # worked on at once where each stands alone
 ROWS = 64  # codes multiplied at once, always so many: the bits of one do not depend on how many there are
 
 
@@ -36,6 +37,7 @@ class Codec:
         spread: (width,) float32, deviation of the codes of the training split, what they are divided by with a basis;
             with "identity" it is only what a matched source uses.
         population: fingerprint of what it was fitted on. settings: what it was asked for.
+        factor: (rank, width) float32, F' F is the covariance of the training codes; for a Gaussian source, else None.
         report: held-out reconstruction by components, explained variance, round-trip accuracy; JSON.
     """
 
@@ -47,6 +49,7 @@ class Codec:
     population: str
     settings: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+    factor: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -63,7 +66,7 @@ class Codec:
         """16 digits of arrays, layout, population and settings; not of the report."""
         about = [self.layout.fingerprint, self.population, json.dumps(dict(self.settings), sort_keys=True)]
         digest = hashlib.sha256("\n".join(about).encode())
-        for array in (self.mean, self.scale, self.spread, self.basis):
+        for array in (self.mean, self.scale, self.spread, self.basis, *(() if self.factor is None else (self.factor,))):
             digest.update(b"-" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
         return digest.hexdigest()[:16]
 
@@ -76,8 +79,7 @@ class Codec:
         self._check(weights, self.layout.size, "weights")
         codes = np.empty((len(weights), self.width), np.float32)
         mean = self._take(self.mean[None])[0]
-        for first in range(0, len(weights), ROWS):
-            here = slice(first, first + ROWS)
+        for here in self._rows(len(weights)):
             part = self._take(np.asarray(weights[here], np.float32)) - mean
             part /= self.scale
             codes[here] = part if self.basis is None else _product(part, self.basis.T) / self.spread
@@ -93,8 +95,7 @@ class Codec:
         weights = np.empty((len(codes), self.layout.size), np.float32)
         weights[:] = self.mean
         mean = self._take(self.mean[None])[0]
-        for first in range(0, len(codes), ROWS):
-            here = slice(first, first + ROWS)
+        for here in self._rows(len(codes)):
             part = np.asarray(codes[here], np.float32)
             part = part if self.basis is None else _product(part * self.spread, self.basis)
             part = part * self.scale + mean
@@ -103,6 +104,10 @@ class Codec:
             else:
                 weights[here, self.places] = part
         return weights
+
+    def _rows(self, count: int) -> Iterator[slice]:
+        step = ROWS if self.basis is not None else max(1, NUMBERS // max(self.layout.size, 1))
+        return (slice(first, first + step) for first in range(0, count, step))
 
     def _take(self, weights: np.ndarray) -> np.ndarray:
         return weights if len(self.places) == self.layout.size else weights[:, self.places]
@@ -131,38 +136,47 @@ def fit_codec(
 
     Args:
         codec, scaling, components: as for `generators.recipe.FlowRecipe`.
-        memory: bytes of weights to hold at once, see `generators.moments.gram`.
+        memory: bytes of weights that `generators.moments.gram` may hold; all else needs 64 MiB.
 
     Raises:
         UnknownNameError: another codec or scaling. GeneratorError: components that there are not, whole numbers among
-            the parameters.
+            the parameters, networks that are all equal.
     """
-    for name, value in (("codec", codec), ("scaling", scaling)):
-        if value not in CHOICES[name]:
-            raise unknown_name(name, value, CHOICES[name])
-    if type(components) is not int or components < 0 or (components and codec == "identity"):
-        raise GeneratorError(f"components must be an integer, 0 to choose, above it with pca alone; got {components!r}")
+    check_choice(codec, scaling, components)
     layout, settings = population.layout, {"codec": codec, "scaling": scaling, "components": components}
     _check_floats(layout)
     places, found = parameter_places(layout), moments(population)
     scale = deviations(population, found.variance, scaling, places).astype(np.float32)
     mean = found.mean.astype(np.float32)
+    if not found.variance[places].any():
+        raise GeneratorError("all networks of the training split are equal: there is nothing to learn from them")
     if codec == "identity":
         if scaling == "none":
             mean[places] = 0
         spread = (np.sqrt(found.variance[places]) / scale).astype(np.float32)
         return Codec(layout, mean, scale, None, spread, population.fingerprint, settings)
-    found_components = principal(population, Standard(places, mean[places], scale), components, memory)
-    return Codec(
-        layout,
-        mean,
-        scale,
-        found_components.basis,
-        found_components.spread,
-        population.fingerprint,
-        settings,
-        found_components.report,
-    )
+    best = principal(population, Standard(places, mean[places], scale), components, memory)
+    return Codec(layout, mean, scale, best.basis, best.spread, population.fingerprint, settings, best.report)
+
+
+def check_choice(codec: str, scaling: str, components: int) -> None:
+    """Raise UnknownNameError or GeneratorError unless `fit_codec` takes these, whatever the population."""
+    for name, value in (("codec", codec), ("scaling", scaling)):
+        if value not in CHOICES[name]:
+            raise unknown_name(name, value, CHOICES[name])
+    if type(components) is not int or components < 0 or (components and codec == "identity"):
+        raise GeneratorError(f"components must be an integer, 0 to choose, above it with pca alone; got {components!r}")
+
+
+def fit_reads(population: Population, codec: str, memory: int = MEMORY) -> int:
+    """How many networks `fit_codec` reads, of the training and the validation split; one counts as often as it is."""
+    train, held = (len(population.split(name)) for name in ("train", "validation"))
+    if codec == "identity":
+        return train
+    if population.layout.num_parameters <= train:
+        return 2 * train + held
+    blocks = gram_blocks(population, memory)
+    return 2 * train + sum(train - block.start for block in blocks) + held * len(blocks)
 
 
 def check_codec(codec: Codec, population: Population) -> None:
@@ -186,7 +200,7 @@ def _check_floats(layout: Layout) -> None:
 
 
 def _product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """rows @ matrix in float32, `ROWS` rows at a time whatever there are."""
+    """rows @ matrix in float32, as if there were always `ROWS` rows."""
     if len(rows) == ROWS:
         return np.asarray(rows @ matrix)
     full = np.zeros((ROWS, rows.shape[1]), np.float32)

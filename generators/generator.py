@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,8 @@ class Generator:
             frame of the source. Number n of a seed is always the same network, whatever else is drawn with it.
         conditions: how columns are given to it; None for an unconditional one.
         cost: what fitting took: seconds, iterations, bytes_read, peak_bytes; as far as known.
+        content: digest of learned arrays, so that two trainings of one recipe have two fingerprints.
+        history: what the watchdogs saw while it was trained, see `generators.flow.looks.look`; JSON.
     """
 
     kind: str
@@ -40,7 +42,8 @@ class Generator:
     draw: Draw = field(repr=False, compare=False)
     conditions: Conditions | None = None
     cost: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    content: str = ""  # digest of learned arrays, so that two trainings of one recipe have two fingerprints
+    content: str = ""
+    history: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from generators.population import Population
+from generators.population import BYTES, Population
 
 FLOOR = 1e-6  # of the next coarser deviation: what varies less is taken as constant, and gets the coarser one
 COLUMNS = 1 << 20  # float64 numbers worked on at once, 8 MiB
@@ -86,59 +86,90 @@ class Standard:
     mean: np.ndarray
     scale: np.ndarray
 
+    def rows(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """Some vectors at a time of (models, size), as float64 (some, parameters)."""
+        step = max(1, COLUMNS // max(len(self.places), 1))
+        for first in range(0, len(array), step):
+            yield (array[first : first + step, _as_slice(self.places)] - self.mean.astype(np.float64)) / self.scale
+
     def parts(self, *arrays: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:
         """Some parameters at a time of vectors (models, size), as float64 (models, some)."""
         step = max(1, COLUMNS // max(sum(map(len, arrays)), 1))
         for first in range(0, len(self.places), step):
             here = slice(first, first + step)
-            columns, mean, scale = self.places[here], self.mean[here].astype(np.float64), self.scale[here]
+            columns, mean, scale = _as_slice(self.places[here]), self.mean[here].astype(np.float64), self.scale[here]
             yield here, [(array[:, columns] - mean) / scale for array in arrays]
 
 
-def gram(population: Population, standard: Standard, memory: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Inner products of the scaled parameters, (train, train) and (validation, train), accumulated in float64.
+@dataclass(frozen=True)
+class Products:
+    """Inner products of scaled parameters, float64.
 
-    One pass where the training split fits into `memory` bytes; else as many of its networks as do are held, and the
-    others read by for each such block: about half of (bytes of the split / memory) passes.
-
-    Returns:
-        both matrices, squared lengths (validation,), and how often the training split was read.
+    Args:
+        train: (train, train). validation: (validation, train). lengths: (validation,) squared.
+        reads: how often the training split was read.
     """
-    rows, size = len(population.split("train")), 4 * population.layout.size
-    held = len(population.split("validation"))
-    inner, outer = np.zeros((rows, rows)), np.zeros((held, rows))
-    lengths, read = np.zeros(held), 0
-    block = max(1, min(rows, memory // size))
-    some = max(1, min(block, (1 << 26) // size))
-    for first in range(0, rows, block):
-        last = min(first + block, rows)
-        mine = population.read("train", slice(first, last))
-        read += last - first
+
+    train: np.ndarray
+    validation: np.ndarray
+    lengths: np.ndarray
+    reads: float
+
+
+def gram(population: Population, standard: Standard, memory: int) -> Products:
+    """Inner products of all networks of the training split with each other and with those of the validation split.
+
+    One pass where the training split fits into `memory` bytes; else as many of its networks as do are held at a time
+    while those behind them are read: about (bytes of the split / memory) / 2 passes. Reading some columns of all
+    networks instead would take twice that, since a checksum covers a whole vector.
+    """
+    rows, held = (len(population.split(name)) for name in ("train", "validation"))
+    inner, outer, lengths, read = np.zeros((rows, rows)), np.zeros((held, rows)), np.zeros(held), 0
+    blocks = gram_blocks(population, memory)
+    block = blocks[0].stop
+    for here in blocks:
+        mine = population.read("train", here)
         for _, (x,) in standard.parts(mine):
-            inner[first:last, first:last] += x @ x.T
-        for start in range(last, rows, some):
-            here = slice(start, min(start + some, rows))
-            others = population.read("train", here)
+            inner[here, here] += x @ x.T
+        for there, others in _pieces(population, "train", here.stop, block):
+            for _, (x, y) in standard.parts(mine, others):
+                inner[here, there] += x @ y.T
+            inner[there, here] = inner[here, there].T
             read += len(others)
+        for there, others in _pieces(population, "validation", 0, block):
             for _, (x, y) in standard.parts(mine, others):
-                inner[first:last, here] += x @ y.T
-            inner[here, first:last] = inner[first:last, here].T
-        for start in range(0, held, some):
-            here = slice(start, min(start + some, held))
-            others = population.read("validation", here)
-            for _, (x, y) in standard.parts(mine, others):
-                outer[here, first:last] += y @ x.T
-                if not first:
-                    lengths[here] += np.square(y).sum(axis=1)
-    return inner, outer, lengths, read / max(rows, 1)
+                outer[there, here] += y @ x.T
+                if not here.start:
+                    lengths[there] += np.square(y).sum(axis=1)
+        read += len(mine)
+    return Products(inner, outer, lengths, read / max(rows, 1))
 
 
-def second_moment(population: Population, standard: Standard, split: str) -> np.ndarray:
-    """Mean of outer products of the scaled parameters, (parameters, parameters) float64, in one pass."""
+def gram_blocks(population: Population, memory: int) -> list[slice]:
+    """Networks of the training split that `gram` holds together."""
+    rows = len(population.split("train"))
+    block = max(1, min(rows, memory // (4 * population.layout.size)))
+    return [slice(first, min(first + block, rows)) for first in range(0, rows, block)]
+
+
+def _pieces(population: Population, split: str, first: int, most: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The networks of a split from a place on, about `BYTES` and at most so many at a time."""
+    rows, some = len(population.split(split)), max(1, min(most, BYTES // (4 * population.layout.size)))
+    for start in range(first, rows, some):
+        here = slice(start, min(start + some, rows))
+        yield here, population.read(split, here)
+
+
+def second_moment(population: Population, standard: Standard) -> np.ndarray:
+    """Mean over the training split of outer products of scaled parameters, (parameters, parameters), in one pass."""
     total = np.zeros((len(standard.places), len(standard.places)))
-    for some in population.batches(split):
-        step = max(1, COLUMNS // len(standard.places))
-        for first in range(0, len(some), step):
-            part = (some[first : first + step, standard.places] - standard.mean.astype(np.float64)) / standard.scale
+    for some in population.batches("train"):
+        for part in standard.rows(some):
             total += part.T @ part
-    return total / max(len(population.split(split)), 1)
+    return total / len(population.split("train"))
+
+
+def _as_slice(places: np.ndarray) -> slice | np.ndarray:
+    """Places that follow each other as a slice, which copies nothing."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first == len(places) - 1 else places

@@ -20,7 +20,7 @@ from catalog.errors import (
     unknown_name,
 )
 from catalog.store import Zoo
-from catalog.table import query
+from catalog.table import missing_column, query
 from kernels.random import permutation
 from weightspace.layout import Layout
 from zoo.architectures import Architecture
@@ -32,10 +32,11 @@ from zoo.typical import typical_spec
 SPLITS = ("train", "validation", "test")
 LEAST = 8  # lineages: fewer leave nothing to learn from, or nothing to judge by
 SPLIT_SITE = 6  # of the random streams
+COLUMNS = ["variant", "run", "epoch", "model", "checkpoint", "status", "crc32c"]  # that say which rows these are
 BYTES = 1 << 26  # of weights read at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # eq=False: `==` on tables has no truth value; compare fingerprints
 class Population:
     """Networks of one variant, seen in one frame, each lineage (a run with all its checkpoints) in one split.
 
@@ -138,7 +139,7 @@ def population(
     zoo: Zoo,
     where: str | None = None,
     *,
-    rows: pl.DataFrame | None = None,
+    rows: pl.DataFrame | pl.LazyFrame | None = None,
     variant: str | None = None,
     epoch: int | None = None,
     every_epoch: bool = False,
@@ -150,7 +151,8 @@ def population(
     """Choose the networks of a zoo to learn from.
 
     Args:
-        where: a condition on rows, as for `catalog.query`. rows: those to take instead; status ok only.
+        where: a condition on rows, as for `catalog.query`. rows: those to take instead, with all columns of `scan()`
+            that say which they are; status ok only.
         variant: not needed where the rows are of one.
         epoch: which checkpoint of each run, the last one when left out; `every_epoch` takes all.
         frame: name of an alignment (`weightscape align`), None for weights as they are.
@@ -160,12 +162,15 @@ def population(
 
     Raises:
         GeneratorError: fewer than `LEAST` lineages or a split without any, a lineage in two splits, rows of several
-            variants, a frame that does not cover the rows. UnknownNameError: no such frame. QueryError: no such rows.
+            variants, a frame that does not cover the rows. UnknownNameError: no such frame. QueryError: no such rows,
+            rows of another zoo or given twice.
     """
     if rows is None:
         rows = query(zoo, where, columns=zoo.scan().collect_schema().names())
     elif where is not None:
         raise GeneratorError("give rows or a condition on them, not both")
+    else:
+        rows = _own(zoo, rows.collect() if isinstance(rows, pl.LazyFrame) else rows)
     rows = rows.filter(pl.col("status") == "ok")
     if variant is not None:
         rows = rows.filter(pl.col("variant") == variant)
@@ -185,6 +190,28 @@ def population(
     return Population(zoo, variants[0], named, frame)
 
 
+def _own(zoo: Zoo, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows without a split they may have; raises QueryError unless each is one of the zoo, and there once."""
+    for name in COLUMNS:
+        if name not in rows.columns:
+            raise missing_column(name, rows.columns)
+    table = zoo.table(metrics=False).select(COLUMNS)
+    try:
+        strange = rows.join(table, on=COLUMNS, how="anti", nulls_equal=True)
+    except pl.exceptions.PolarsError as error:
+        raise QueryError(f"rows must be those of scan(): {error}") from error
+    if len(strange):
+        raise QueryError(
+            f"{len(strange)} of {len(rows)} rows are not of {zoo.url}, such as run {strange['run'][0]} at epoch "
+            f"{strange['epoch'][0]}; take them from its scan()"
+        )
+    if twice := int(rows.select("run", "epoch").is_duplicated().sum()):
+        raise QueryError(
+            f"{twice} of {len(rows)} rows are there more than once; give each network once, as unique() does"
+        )
+    return rows.drop("split", strict=False)
+
+
 def _by_lineage(rows: pl.DataFrame, held_out: float, seed: int) -> pl.DataFrame:
     """Rows with a split each, drawn by the seed from the runs in order."""
     runs = rows["run"].unique().sort()
@@ -195,7 +222,14 @@ def _by_lineage(rows: pl.DataFrame, held_out: float, seed: int) -> pl.DataFrame:
         )
     if not isinstance(held_out, int | float) or not 0 < held_out < 0.5:
         raise GeneratorError(f"held_out must be a share of the lineages above 0 and below 0.5, got {held_out!r}")
+    if type(seed) is not int or not 0 <= seed < 2**64:
+        raise GeneratorError(f"the seed of a split must be an integer from 0 to 2**64 - 1, got {seed!r}")
     each = max(1, round(held_out * len(runs)))
+    if len(runs) - 2 * each < LEAST // 2:
+        raise GeneratorError(
+            f"held_out={held_out:g} of {len(runs)} lineages, twice, leaves {len(runs) - 2 * each} to train on and "
+            f"{LEAST // 2} are needed; hold out fewer"
+        )
     order = permutation(np.array([seed], np.uint64), SPLIT_SITE, count=len(runs))[0]
     names = np.full(len(runs), "train", object)
     names[order[:each]], names[order[each : 2 * each]] = "validation", "test"

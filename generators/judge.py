@@ -1,0 +1,335 @@
+"""The whole evaluation contract in one call: a generator, its baselines and its zoo on one card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from catalog.errors import GeneratorError, InvalidSpecError, unknown_name
+from generators.baselines import BASELINES
+from generators.evaluation.asked import asked_for
+from generators.evaluation.card import About, Card, CodecReport, Cost, Protocol, Row, write_json
+from generators.evaluation.health import health
+from generators.evaluation.honesty import honesty
+from generators.evaluation.performance import with_statistics
+from generators.evaluation.quotient import Search
+from generators.evaluation.verdicts import verdicts
+from generators.evaluation.yardstick import MULTIPLES, Drawn, Yardstick, yardstick
+from generators.generator import Generator
+from generators.kinds import fit
+from generators.population import Population
+from zoo.build import estimate
+from zoo.landscape.measure import plan_of
+from zoo.splits import train_split
+
+SAMPLES = 1024
+FINETUNE = 32
+CANDIDATES = 4  # of each kind that a baseline's sample is matched with: a third of the time of all other stages
+MEMORY = 1 << 30  # bytes of samples that are measured at once
+NOTES = (
+    "distances in the quotient are upper bounds: a search over orders and scales of units finds them",
+    "test inputs are for this report alone: nothing was chosen by them",
+)
+Stage = Callable[[str], None]
+
+
+def judge(
+    generator: Generator,
+    population: Population | None = None,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    baselines: Sequence[str] | None = None,
+    frames: Sequence[str | None] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    finetune: int = FINETUNE,
+    threads: int | None = None,
+    on_stage: Stage | None = None,
+    device: str = "cpu",
+) -> Card:
+    """Draw from a generator and from every baseline, measure all alike, and say what it is worth.
+
+    Args:
+        population: that it learned from; opened from its source when left out.
+        samples: networks drawn of each, numbers 0 to `samples` of the seed.
+        baselines: names in `generators.baselines.BASELINES`, None for all.
+        frames: that baselines are fitted in, None being raw weights; raw and the generator's when left out.
+        conditions: asked of the samples that are judged, as for `Generator.sample`.
+        finetune: networks of each kind that are trained on, 0 for none.
+        threads: of compiled code and torch, None for as many as torch uses.
+        on_stage: called with what begins now, in words.
+        device: where networks are evaluated.
+
+    Raises:
+        GeneratorError: another population than it learned from, fewer than two samples, a zoo of other data.
+        UnknownNameError: such a baseline or frame there is not.
+    """
+    names = list(BASELINES if baselines is None else dict.fromkeys(baselines))
+    for name in names:
+        if name not in BASELINES:
+            raise unknown_name("baseline", name, BASELINES)
+    _check(samples, seed, finetune, device)
+    found = _own_population(generator, population)
+    wanted = list(dict.fromkeys([None, found.frame] if frames is None else frames))
+    clock = _Clock(on_stage)
+    with _threads(threads):
+        many = torch.get_num_threads()
+        with clock("read the zoo"):
+            bounded = Search(limit=0, candidates=CANDIDATES, restarts=0, threads=many)
+            stick = yardstick(found, wanted, Search(threads=many), bounded)
+            stick.training  # noqa: B018  # worked out here, so that its time is told
+        with clock("the zoo's own spacing"):
+            training = stick.training_row()
+        mine, held_out, drawn = _judged(generator, stick, samples, seed, conditions, clock)
+        rows = _baselines(names, wanted, stick, samples, seed, clock)
+        with clock("fine-tune"):
+            finetuned = _finetuned(generator, stick, drawn, finetune, seed, many)
+        with clock("conditions"):
+            fidelity = asked_for(generator, stick, seed)
+        with clock("codec"):
+            codec = _codec(generator, stick)
+        with clock("cost"):
+            cost = _cost(generator, found, mine)
+        healthy = _health(generator, stick, drawn)
+    card = Card(
+        generator=_about(generator, found),
+        protocol=_protocol(stick, samples, seed),
+        samples=mine,
+        held_out=held_out,
+        training=training,
+        baselines=tuple(rows),
+        finetuned=finetuned,
+        fidelity=fidelity,
+        codec=codec,
+        cost=cost,
+        health=healthy,
+        seconds=clock.seconds,
+    )
+    return dataclasses.replace(card, verdicts=verdicts(card))
+
+
+def write_card(card: Card, folder: str | os.PathLike[str]) -> None:
+    """Write card.json and its page, card.png, into a folder; each is whole or not there.
+
+    Raises:
+        InvalidSpecError: no matplotlib; card.json is written then all the same. StorageError: the disk refused.
+    """
+    write_json(card, folder)
+    from generators.evaluation.page import card_page
+    from zoo.plots.style import save
+
+    save(card_page(card), os.path.join(os.fspath(folder), "card.png"))
+
+
+class _Clock:
+    """What each stage takes, in seconds."""
+
+    def __init__(self, on_stage: Stage | None) -> None:
+        self.on_stage = on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str, text: str = "") -> Iterator[None]:
+        if self.on_stage:
+            self.on_stage(text or stage)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(samples: int, seed: int, finetune: int, device: str) -> None:
+    for name, value, least in (("samples", samples, 2), ("seed", seed, 0), ("finetune", finetune, 0)):
+        if type(value) is not int or value < least:
+            raise GeneratorError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    if torch.device(device).type != "cpu":
+        raise InvalidSpecError(f"networks are judged on the CPU, got device {device!r}; leave it out")
+
+
+def _own_population(generator: Generator, population: Population | None) -> Population:
+    """The population given, or that of the generator's source.
+
+    Raises:
+        GeneratorError: it is another one.
+    """
+    if population is None:
+        from generators.stored import population_of
+
+        return population_of(generator.source)
+    if population.fingerprint != generator.source["population"]:
+        raise GeneratorError(
+            f"a generator is judged against what it learned from, the population {generator.source['population']} of "
+            f"{generator.source['url']}; got {population.fingerprint} of {population.zoo.url}"
+        )
+    return population
+
+
+def _draw(
+    generator: Generator, stick: Yardstick, samples: int, seed: int, conditions: Mapping[str, Any] | None = None
+) -> Drawn:
+    """Samples that are ready to be used, and what they do."""
+    population, begin = stick.population, time.perf_counter()
+    weights = generator.sample(samples, seed=seed, conditions=conditions)
+    seconds = (time.perf_counter() - begin) / samples
+    weights = with_statistics(population.architecture, weights, train_split(population.data))
+    reference = stick.references[generator.source["frame"]]
+    return Drawn(generator.kind, generator.fingerprint, reference, weights, stick.behaviour(weights), seconds)
+
+
+def _judged(
+    generator: Generator,
+    stick: Yardstick,
+    samples: int,
+    seed: int,
+    conditions: Mapping[str, Any] | None,
+    clock: _Clock,
+) -> tuple[Row, Row, Drawn]:
+    """The generator's row, that of networks held out, and the samples; the search in the quotient is thorough."""
+    with clock("draw and evaluate", f"draw {samples} networks and evaluate them"):
+        drawn = _draw(generator, stick, samples, seed, conditions)
+        weights = np.concatenate([stick.population.read(split) for split in ("validation", "test")])
+        held = Drawn("held out", "", stick.reference, weights, stick.behaviour(weights), math.nan)
+    with clock("the quotient"):
+        sets = [drawn, held]
+        quotients = stick.quotient(sets, stick.search)
+    with clock("compare"):
+        mine, held_out = (stick.row(one, quotient) for one, quotient in zip(sets, quotients, strict=True))
+    return mine, held_out, drawn
+
+
+def _baselines(
+    names: Sequence[str],
+    frames: Sequence[str | None],
+    stick: Yardstick,
+    samples: int,
+    seed: int,
+    clock: _Clock,
+) -> list[Row]:
+    """A row for each baseline in each frame, as many measured at once as fit into memory."""
+    pairs = [(name, frame) for name in names for frame in frames]
+    some = max(1, MEMORY // (4 * stick.population.layout.size * samples))
+    rows = []
+    for first in range(0, len(pairs), some):
+        sets = []
+        for name, frame in pairs[first : first + some]:
+            with clock("baselines: draw and evaluate", f"baseline {name}, {frame or 'raw'}"):
+                sets.append(_draw(fit(name, stick.references[frame].population), stick, samples, seed))
+        with clock("baselines: the quotient"):
+            quotients = stick.quotient(sets, stick.bounded)
+        with clock("baselines: compare"):
+            rows += [stick.row(one, quotient) for one, quotient in zip(sets, quotients, strict=True)]
+    return rows
+
+
+def _finetuned(
+    generator: Generator, stick: Yardstick, drawn: Drawn, count: int, seed: int, threads: int
+) -> tuple[Any, ...]:
+    return ()
+
+
+def _codec(generator: Generator, stick: Yardstick) -> CodecReport | None:
+    """What the generator's codec does to networks that it was not fitted on; None for one without."""
+    codec = getattr(generator.draw, "codec", None)
+    if codec is None:
+        return None
+    architecture, train = stick.population.architecture, train_split(stick.population.data)
+    weights = stick.population.read("test")
+    found = honesty(
+        lambda given: with_statistics(architecture, codec.decode(codec.encode(given)), train),
+        architecture,
+        stick.symmetry,
+        weights,
+        stick.report.x,
+        stick.report.y,
+    )
+    disguised = [one.accuracy.value if one else math.nan for one in (found.permuted, found.rescaled)]
+    before = found.plain.accuracy.value - found.plain.change.value
+    return CodecReport(before, found.plain.accuracy.value, found.plain.lost.value, *disguised)
+
+
+def _cost(generator: Generator, population: Population, mine: Row) -> Cost:
+    """What is known, and what training networks of the zoo instead would take here."""
+    known = {name: float(value) for name, value in generator.cost.items() if isinstance(value, int | float)}
+    training, model = known.get("seconds", math.nan), math.nan
+    try:
+        plan = plan_of(population.zoo)
+        if population.variant in plan.runs:
+            expected = estimate(plan, [(population.variant, 0)], 0)
+            model = expected.seconds / max(expected.runs, 1)
+    except InvalidSpecError:  # of a zoo that was not built from a spec
+        pass
+    gain = model - mine.seconds
+    even = training / gain if gain > 0 else math.nan
+    peak, read = (known.get(name, math.nan) for name in ("peak_bytes", "bytes_read"))
+    return Cost(mine.seconds, training, peak, read, model, even)
+
+
+def _health(generator: Generator, stick: Yardstick, drawn: Drawn) -> dict[str, float]:
+    """Beside broken samples: norms, weights out of range, constant networks, and the watchdogs' last look."""
+    base = stick.reference.weights
+    found = health(drawn.weights, base, drawn.seen.predictions, stick.population.layout)
+    named = {
+        "rms_ratio": found.rms_ratio,
+        "norm_ratio": found.norm_ratio.value,
+        "outside": found.outside.value,
+        "outside_expected": found.outside_expected,
+        "constant": found.constant.value,
+    }
+    looks = [look for look in generator.history if look.get("chosen")] or list(generator.history)[-1:]
+    for name, value in (looks[-1] if looks else {}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            named[f"look_{name}"] = float(value)
+    return named
+
+
+def _about(generator: Generator, population: Population) -> About:
+    source = generator.source
+    return About(
+        kind=generator.kind,
+        settings=dict(generator.settings),
+        fingerprint=generator.fingerprint,
+        zoo=str(source["zoo"]),
+        url=str(source["url"]),
+        digest=str(source["digest"]),
+        variant=population.variant,
+        architecture=population.architecture.name,
+        parameters=population.layout.num_parameters,
+        population=population.fingerprint,
+        frame=population.frame,
+        lineages=dict(source["lineages"]),
+        conditions=tuple(generator.conditions.names) if generator.conditions else (),
+    )
+
+
+def _protocol(stick: Yardstick, samples: int, seed: int) -> Protocol:
+    return Protocol(
+        samples=samples,
+        seed=seed,
+        alpha=stick.alpha,
+        tau_raw={frame or "raw": one.own.tau for frame, one in stick.references.items()},
+        tau_quotient=stick.own.tau,
+        candidates=2 * CANDIDATES,
+        multiples=MULTIPLES,
+        data=stick.report.name,
+        inputs=len(stick.report.x),
+        batch_norm=stick.population.architecture.has_batch_norm,
+        notes=NOTES,
+    )
