@@ -93,8 +93,11 @@ class WeightDataModule(LightningDataModule):
         self._codec: Codec | None = None
         self._ask: _Ask | None = None
         if isinstance(codec, Codec):
-            if (scaling, components) != ("global", 0):
-                raise GeneratorError("a fitted codec has its scaling and components already; give those to a name")
+            fitted = codec.settings.get("scaling"), codec.settings.get("components")
+            if (scaling, components) not in (("global", 0), fitted):
+                raise GeneratorError(
+                    f"a fitted codec has its scaling and components already, {fitted}, got {scaling, components}"
+                )
             check_codec(codec, self.population)
             self._codec = codec
         else:
