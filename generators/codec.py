@@ -13,7 +13,7 @@ import numpy as np
 
 from catalog.errors import GeneratorError, unknown_name
 from generators.components import principal
-from generators.moments import Standard, deviations, moments
+from generators.moments import Standard, deviations, gram_blocks, moments
 from generators.population import Population
 from generators.recipe import CHOICES
 from weightspace.layout import Layout
@@ -37,6 +37,7 @@ class Codec:
         spread: (width,) float32, deviation of the codes of the training split, what they are divided by with a basis;
             with "identity" it is only what a matched source uses.
         population: fingerprint of what it was fitted on. settings: what it was asked for.
+        factor: (rank, width) float32, F' F is the covariance of the training codes; for a Gaussian source, else None.
         report: held-out reconstruction by components, explained variance, round-trip accuracy; JSON.
     """
 
@@ -48,6 +49,7 @@ class Codec:
     population: str
     settings: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+    factor: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -64,7 +66,7 @@ class Codec:
         """16 digits of arrays, layout, population and settings; not of the report."""
         about = [self.layout.fingerprint, self.population, json.dumps(dict(self.settings), sort_keys=True)]
         digest = hashlib.sha256("\n".join(about).encode())
-        for array in (self.mean, self.scale, self.spread, self.basis):
+        for array in (self.mean, self.scale, self.spread, self.basis, *(() if self.factor is None else (self.factor,))):
             digest.update(b"-" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
         return digest.hexdigest()[:16]
 
@@ -134,17 +136,13 @@ def fit_codec(
 
     Args:
         codec, scaling, components: as for `generators.recipe.FlowRecipe`.
-        memory: bytes of weights to hold at once, see `generators.moments.gram`.
+        memory: bytes of weights that `generators.moments.gram` may hold; all else needs 64 MiB.
 
     Raises:
         UnknownNameError: another codec or scaling. GeneratorError: components that there are not, whole numbers among
             the parameters, networks that are all equal.
     """
-    for name, value in (("codec", codec), ("scaling", scaling)):
-        if value not in CHOICES[name]:
-            raise unknown_name(name, value, CHOICES[name])
-    if type(components) is not int or components < 0 or (components and codec == "identity"):
-        raise GeneratorError(f"components must be an integer, 0 to choose, above it with pca alone; got {components!r}")
+    check_choice(codec, scaling, components)
     layout, settings = population.layout, {"codec": codec, "scaling": scaling, "components": components}
     _check_floats(layout)
     places, found = parameter_places(layout), moments(population)
@@ -159,6 +157,26 @@ def fit_codec(
         return Codec(layout, mean, scale, None, spread, population.fingerprint, settings)
     best = principal(population, Standard(places, mean[places], scale), components, memory)
     return Codec(layout, mean, scale, best.basis, best.spread, population.fingerprint, settings, best.report)
+
+
+def check_choice(codec: str, scaling: str, components: int) -> None:
+    """Raise UnknownNameError or GeneratorError unless `fit_codec` takes these, whatever the population."""
+    for name, value in (("codec", codec), ("scaling", scaling)):
+        if value not in CHOICES[name]:
+            raise unknown_name(name, value, CHOICES[name])
+    if type(components) is not int or components < 0 or (components and codec == "identity"):
+        raise GeneratorError(f"components must be an integer, 0 to choose, above it with pca alone; got {components!r}")
+
+
+def fit_reads(population: Population, codec: str, memory: int = MEMORY) -> int:
+    """How many networks `fit_codec` reads, of the training and the validation split; one counts as often as it is."""
+    train, held = (len(population.split(name)) for name in ("train", "validation"))
+    if codec == "identity":
+        return train
+    if population.layout.num_parameters <= train:
+        return 2 * train + held
+    blocks = gram_blocks(population, memory)
+    return 2 * train + sum(train - block.start for block in blocks) + held * len(blocks)
 
 
 def check_codec(codec: Codec, population: Population) -> None:

@@ -20,7 +20,7 @@ from generators.codec import Codec
 from weightspace.layout import Layout
 
 FORMAT = "weightscape codec 1"
-ARRAYS = ("mean", "scale", "spread", "basis")
+ARRAYS = ("mean", "scale", "spread", "basis", "factor")
 KEYS = {"layout", "population", "settings", "report"}
 
 
@@ -84,6 +84,7 @@ def _checked(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Code
         "scale": (layout.num_parameters,),
         "spread": (width,),
         "basis": (width, layout.num_parameters),
+        "factor": (*arrays["factor"].shape[:1], width) if "factor" in arrays else (),
     }
     for name, array in arrays.items():
         if array.shape != shapes[name] or array.dtype != np.float32 or not np.isfinite(array).all():
@@ -92,9 +93,9 @@ def _checked(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Code
         raise ValueError("scales must be above 0, and spreads not below")
     if basis is not None and not (arrays["spread"] > 0).all():
         raise ValueError("spreads of components must be above 0")
-    return Codec(
-        layout, arrays["mean"], arrays["scale"], basis, arrays["spread"], population, about["settings"], about["report"]
-    )
+    mean, scale, spread = (arrays[name] for name in ARRAYS[:3])
+    told = (population, about["settings"], about["report"])
+    return Codec(layout, mean, scale, basis, spread, *told, arrays.get("factor"))
 
 
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:

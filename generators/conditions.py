@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,13 +156,13 @@ class Conditions:
 
     def _asked(self, name: str, value: Any, count: int) -> np.ndarray:
         """One column of a request as (count,) numbers or texts."""
-        values = np.asarray(value)
+        values = np.asarray(value, object)  # as they are: a list of texts and numbers would become texts
         if values.ndim > 1 or (values.ndim == 1 and len(values) != count):
             raise GeneratorError(
                 f"condition {name!r} must be one value or one for each of {count} networks, got {values.shape}"
             )
         text = name in self.categories
-        one_by_one = values.tolist() if values.ndim else [values.tolist()]
+        one_by_one = [one.item() if isinstance(one, np.generic) else one for one in values.reshape(-1)]
         good = (str, bool) if text else (int, float)
         wrong = [one for one in one_by_one if not isinstance(one, good) or (isinstance(one, bool) and not text)]
         if wrong:
@@ -169,10 +170,12 @@ class Conditions:
             raise GeneratorError(
                 f"condition {name!r} must be {kind}, got {wrong[0]!r} in {len(wrong)} of {len(one_by_one)} values"
             )
-        if not text and (bad := sum(not math.isfinite(one) for one in one_by_one)):
+        most = sys.float_info.max
+        if not text and (bad := sum(not -most <= one <= most for one in one_by_one)):
             raise GeneratorError(f"condition {name!r} must be finite, {bad} of {len(one_by_one)} values are not")
         kept = np.array([WORDS.get(one, one) if isinstance(one, bool) else one for one in one_by_one], object)
-        return np.broadcast_to(kept if text else kept.astype(np.float64), (count,))
+        kept = kept if text else kept.astype(np.float64)
+        return np.broadcast_to(kept if values.ndim else kept[0], (count,))
 
 
 def _column(rows: pl.DataFrame, name: str) -> pl.Series:

@@ -18,7 +18,7 @@ from torch import Tensor
 import catalog
 from catalog.errors import GeneratorError
 from catalog.store import Zoo
-from generators.codec import MEMORY, Codec, check_codec, fit_codec
+from generators.codec import MEMORY, Codec, check_choice, check_codec, fit_codec, fit_reads
 from generators.conditions import Conditions
 from generators.population import SPLITS, Population, population
 from kernels.random import permutation
@@ -52,7 +52,7 @@ class WeightDataModule(LightningDataModule):
         codec: a name, with its scaling and components, see `fit_codec`; or a fitted one.
         conditions: columns, or fitted ones.
         seed: of the order of batches. split_seed: of the split, which stays when the order changes.
-        memory: bytes that codes may take, and weights while fitting. Codes of the training split that do not fit are
+        memory: bytes that the codes of a split may take, and weights while fitting. A split whose codes are more is
             read from the zoo batch by batch; the numbers are the same.
         options: where, variant, epoch, every_epoch, held_out, split: as for `population`.
 
@@ -79,7 +79,7 @@ class WeightDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if isinstance(zoo, Population):
-            if rows is not None or frame is not None or options:
+            if rows is not None or frame is not None or split_seed or options:
                 raise GeneratorError("a population has its rows, frame and split already; give those to a zoo")
             self.population = zoo
         else:
@@ -87,13 +87,19 @@ class WeightDataModule(LightningDataModule):
             self.population = population(zoo, rows=rows, frame=frame, seed=split_seed, **options)
         for name, value, least in (("batch_size", batch_size, 1), ("memory", memory, 1), ("seed", seed, 0)):
             if type(value) is not int or value < least:
-                raise GeneratorError(f"{name} must be an integer, {least} or more; got {value!r}")
+                raise GeneratorError(f"{name} must be an integer, {least} or more, got {value!r}")
         self.batch_size, self.seed, self.memory = batch_size, seed, memory
         self.start_step = 0
-        self._ask = None if isinstance(codec, Codec) else _Ask(codec, scaling, components)
-        self._codec = codec if isinstance(codec, Codec) else None
-        if self._codec is not None:
-            check_codec(self._codec, self.population)
+        self._codec: Codec | None = None
+        self._ask: _Ask | None = None
+        if isinstance(codec, Codec):
+            if (scaling, components) != ("global", 0):
+                raise GeneratorError("a fitted codec has its scaling and components already; give those to a name")
+            check_codec(codec, self.population)
+            self._codec = codec
+        else:
+            check_choice(codec, scaling, components)
+            self._ask = _Ask(codec, scaling, components)
         self.conditions = self._conditions(conditions)
         self._given = self._encode_conditions()
         self._codes: dict[str, Tensor] = {}
@@ -115,41 +121,33 @@ class WeightDataModule(LightningDataModule):
     def _models(self) -> int:
         return len(self.population.split("train"))
 
-    @property
-    def resident(self) -> bool:
-        """Whether the codes of the training split are kept in memory."""
-        return 4 * self._models * self._width() <= self.memory
-
     def setup(self, stage: str | None = None) -> None:
         """Fit the codec, and encode the training split if its codes are kept. A second call does nothing."""
         if self._codec is None:
             self._codec = fit_codec(self.population, memory=self.memory, **vars(self._ask))
-        if self.resident and "train" not in self._codes:
-            self._codes["train"] = self._encoded("train")
+        self._keep("train")
 
     def cost(self) -> dict[str, int]:
-        """What `setup` and training will take, known before it runs: bytes read and kept, of weights and codes."""
-        weights, passes = self.population.bytes("train"), 0
-        if self._ask is not None:
-            passes = 1 + 2 * (self._ask.codec == "pca")
-        kept = 4 * self._models * self._width() if self.resident else 0
-        row = 4 * self.population.layout.size
+        """What `setup` and training take at most, known before: networks, bytes of weights read and of codes kept."""
+        row, fits = 4 * self.population.layout.size, self._fits("train")
+        fitting = 0 if self._ask is None else fit_reads(self.population, self._ask.codec, self.memory)
         return {
             "models": self._models,
-            "weights_bytes": weights,
-            "setup_read_bytes": passes * weights + (weights if kept else 0),
-            "kept_bytes": kept,
-            "batch_read_bytes": 0 if kept else row * min(self.batch_size, self._models),
+            "setup_read_bytes": row * (fitting + self._models * fits),
+            "kept_bytes": 4 * self._models * self._width() * fits,
+            "step_read_bytes": row * min(self.batch_size, self._models) * (not fits),
         }
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, whatever was asked for before."""
+        if step < 0:
+            raise GeneratorError(f"the step of a batch must be 0 or more, got {step}")
         epoch, number = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
+        known, order = self._order
+        if known != epoch:
             order = permutation(np.array([self.seed], np.uint64), ORDER_SITE, epoch, count=self._models)[0]
-            self._order = epoch, order
-        places = self._order[1][number * self.batch_size : (number + 1) * self.batch_size]
-        return self._made("train", places)
+            self._order = epoch, order  # at once: another thread may read ahead
+        return self._made("train", order[number * self.batch_size : (number + 1) * self.batch_size])
 
     def train_dataloader(self) -> Stream:
         """Batches from `start_step` on, without end."""
@@ -181,7 +179,7 @@ class WeightDataModule(LightningDataModule):
             )
         step = state_dict.get("step")
         if type(step) is not int or step < 0:
-            raise GeneratorError(f"the step of a state must be an integer, 0 or more; got {step!r}")
+            raise GeneratorError(f"the step of a state must be an integer, 0 or more, got {step!r}")
         self.start_step, self._began = step, None
 
     def _signature(self) -> list[Any]:
@@ -213,9 +211,19 @@ class WeightDataModule(LightningDataModule):
             return {}
         return {name: torch.from_numpy(self.conditions.encode(self.population.split(name))) for name in SPLITS}
 
-    def _encoded(self, split: str) -> Tensor:
-        parts = [self.codec.encode(some) for some in self.population.batches(split)]
-        return torch.from_numpy(np.concatenate(parts))
+    def _fits(self, split: str) -> bool:
+        """Whether codes of a split are kept in memory."""
+        return 4 * len(self.population.split(split)) * self._width() <= self.memory
+
+    def _keep(self, split: str) -> None:
+        """Encode a split once, if its codes fit."""
+        if split in self._codes or not self._fits(split):
+            return
+        codes, first = np.empty((len(self.population.split(split)), self.codec.width), np.float32), 0
+        for some in self.population.batches(split):
+            codes[first : first + len(some)] = self.codec.encode(some)
+            first += len(some)
+        self._codes[split] = torch.from_numpy(codes)
 
     def _made(self, split: str, places: np.ndarray) -> Batch:
         """Some models of a split, from memory or from the zoo."""
@@ -224,10 +232,8 @@ class WeightDataModule(LightningDataModule):
             codes = self._codes[split][place]
         else:
             order = np.argsort(places)  # files are read from front to back
-            codes = torch.empty(len(places), self.codec.width)
-            codes[torch.from_numpy(order)] = torch.from_numpy(
-                self.codec.encode(self.population.read(split, places[order]))
-            )
+            found = self.codec.encode(self.population.read(split, places[order]))
+            codes = torch.from_numpy(found[np.argsort(order)])
         batch = {"codes": codes, "place": place}
         return batch | {"conditions": self._given[split][place]} if self._given else batch
 
@@ -241,10 +247,9 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.first
-        if "train" in self.module._codes:
-            while True:
-                yield self.module.batch(step)
-                step += 1
+        while "train" in self.module._codes:
+            yield self.module.batch(step)
+            step += 1
         with ThreadPoolExecutor(1) as reader:  # one: batches follow each other in the files' order
             coming = deque(reader.submit(self.module.batch, step + i) for i in range(AHEAD))
             try:
@@ -269,6 +274,7 @@ class Held:
         return -(-len(self.module.population.split(self.split)) // self.module.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        self.module._keep(self.split)
         models, size = len(self.module.population.split(self.split)), self.module.batch_size
         for first in range(0, models, size):
             yield self.module._made(self.split, np.arange(first, min(first + size, models)))

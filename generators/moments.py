@@ -125,9 +125,9 @@ def gram(population: Population, standard: Standard, memory: int) -> Products:
     """
     rows, held = (len(population.split(name)) for name in ("train", "validation"))
     inner, outer, lengths, read = np.zeros((rows, rows)), np.zeros((held, rows)), np.zeros(held), 0
-    block = max(1, min(rows, memory // (4 * population.layout.size)))
-    for first in range(0, rows, block):
-        here = slice(first, min(first + block, rows))
+    blocks = gram_blocks(population, memory)
+    block = blocks[0].stop
+    for here in blocks:
         mine = population.read("train", here)
         for _, (x,) in standard.parts(mine):
             inner[here, here] += x @ x.T
@@ -139,10 +139,17 @@ def gram(population: Population, standard: Standard, memory: int) -> Products:
         for there, others in _pieces(population, "validation", 0, block):
             for _, (x, y) in standard.parts(mine, others):
                 outer[there, here] += y @ x.T
-                if not first:
+                if not here.start:
                     lengths[there] += np.square(y).sum(axis=1)
         read += len(mine)
     return Products(inner, outer, lengths, read / max(rows, 1))
+
+
+def gram_blocks(population: Population, memory: int) -> list[slice]:
+    """Networks of the training split that `gram` holds together."""
+    rows = len(population.split("train"))
+    block = max(1, min(rows, memory // (4 * population.layout.size)))
+    return [slice(first, min(first + block, rows)) for first in range(0, rows, block)]
 
 
 def _pieces(population: Population, split: str, first: int, most: int) -> Iterator[tuple[slice, np.ndarray]]:

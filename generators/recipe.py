@@ -15,8 +15,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "path": ("linear", "variance_preserving"),
     "coupling": ("independent", "optimal_transport"),
     "times": ("uniform", "beta"),
-    "source": ("fixed", "matched"),
-    "network": ("mlp", "residual", "transformer"),
+    "source": ("fixed", "matched", "gaussian"),
+    "network": ("mlp", "residual", "transformer", "units"),
     "schedule": ("cosine", "constant"),
     "solver": ("euler", "midpoint", "rk4", "adaptive"),
     "select": ("best", "last"),
@@ -35,11 +35,14 @@ class FlowRecipe:
             of what is added to x_t.
         coupling: of noise and data within a batch, "independent" or "optimal_transport".
         times: t is "uniform", or "beta" with (`alpha`, `beta`).
-        source: deviation of the noise, "fixed" to `source_scale`, or "matched": `source_scale` times the spread of the
-            training codes, coordinate by coordinate.
+        source: deviation of the noise, "fixed" to `source_scale`; "matched": `source_scale` times the spread of the
+            training codes, coordinate by coordinate; or "gaussian": noise with their whole covariance, and a velocity
+            that begins at that of the Gaussian, so that training starts from that baseline.
+        temperature: what the noise is multiplied by when samples are drawn.
         pool: so many noise vectors drawn once and used again; 0 draws new ones at each step.
-        network: "mlp" (DeepWeightFlow's), "residual" or "transformer" over layer tokens, of this `width`; `depth`
-            blocks (not for mlp), `heads` and `token` (numbers a token) of a transformer. dropout: in the network.
+        network: "mlp" (DeepWeightFlow's), "residual", "transformer" over layer tokens or "units" over hidden
+            units, of this `width`; `depth` blocks (not for mlp), `heads` of a transformer, `token` numbers in a layer
+            token. dropout: in the network.
         conditions: columns of the rows. condition_dropout: how often they are left out in training, so that guidance
             and unconditional sampling work. guidance: 1 is the conditional velocity, 0 the unconditional, more
             exaggerates.
@@ -61,6 +64,7 @@ class FlowRecipe:
     beta: float = 5.0
     source: str = "fixed"
     source_scale: float = 1.0
+    temperature: float = 1.0
     pool: int = 0
     network: str = "residual"
     width: int = 512
@@ -101,9 +105,12 @@ class FlowRecipe:
                 raise InvalidSpecError(f"{name} of a flow must be {kind} from {low:g} to {high:g}, got {value!r}")
         if not all(isinstance(name, str) for name in self.conditions):
             raise InvalidSpecError(f"conditions must be names of columns, got {self.conditions!r}")
-        if self.network == "transformer" and self.codec != "identity":
-            raise InvalidSpecError("a transformer works on the tokens of layers: it takes codec='identity'")
-        if self.network == "transformer" and self.width % self.heads:
+        tokens = self.network in ("transformer", "units")
+        if tokens and self.codec != "identity":
+            raise InvalidSpecError(f"{self.network} works on the tokens of networks: it takes codec='identity'")
+        if self.source == "gaussian" and self.pool:
+            raise InvalidSpecError("a pool of noise is for the sources fixed and matched; take pool=0 with gaussian")
+        if tokens and self.width % self.heads:
             raise InvalidSpecError(f"width {self.width} of a transformer must be a multiple of its {self.heads} heads")
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +137,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (1e-3, 1e3),
     "beta": (1e-3, 1e3),
     "source_scale": (1e-9, 1e6),
+    "temperature": (0, 100),
     "pool": (0, 2**24),
     "width": (4, 2**16),
     "depth": (1, 256),
@@ -188,8 +196,22 @@ def deepweightflow() -> FlowRecipe:
 
 
 def weightscape() -> FlowRecipe:
-    """Ours: centred and scaled weights, noise of the data's own spread, an averaged residual network."""
-    return FlowRecipe()
+    """Ours: from noise with the covariance of the zoo, which alone is a Gaussian baseline, by a network over units.
+
+    For an aligned frame: units have places of their own.
+    """
+    return FlowRecipe(
+        scaling="coordinate",
+        source="gaussian",
+        network="units",
+        width=96,
+        depth=3,
+        learning_rate=2e-3,
+        batch_size=128,
+        iterations=3000,
+        warmup=200,
+        steps=24,
+    )
 
 
 RECIPES: dict[str, Callable[[], FlowRecipe]] = {"deepweightflow": deepweightflow, "weightscape": weightscape}

@@ -227,8 +227,7 @@ def _baseline(content: Mapping[str, Any], zoo: Zoo | str | None) -> Generator:
 
 def _flow(content: Mapping[str, Any], files: Mapping[str, bytes], place: Folder, device: str) -> Generator:
     """Built by its recipe, with what the files hold."""
-    from generators.flow.drawing import FlowDraw, content_of, source_of
-    from generators.flow.networks import build_network
+    from generators.flow.drawing import FlowDraw, content_of, network_of, source_of
     from generators.recipe import FlowRecipe
 
     if missing := {NETWORK, CODEC} - set(files):
@@ -236,10 +235,11 @@ def _flow(content: Mapping[str, Any], files: Mapping[str, bytes], place: Folder,
     settings = dict(content["settings"])
     seed = settings.pop("seed")
     recipe, codec = FlowRecipe.from_json(settings), _codec(files[CODEC], place)
-    if codec.layout != Architecture.from_json(content["source"]["architecture"]).layout:
+    architecture = Architecture.from_json(content["source"]["architecture"])
+    if codec.layout != architecture.layout:
         raise ValueError("the codec has another layout than the architecture")
     conditions = None if content["conditions"] is None else Conditions.from_json(content["conditions"])
-    network = build_network(recipe, codec.width, conditions.width if conditions else 0, codec.layout)
+    network = network_of(recipe, codec, conditions.width if conditions else 0, architecture)
     _fill(network, files[NETWORK])
     network = network.to(device).eval().requires_grad_(False)
     draw = FlowDraw(network, codec, source_of(codec, recipe, seed).to(device), recipe, device)

@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_rows_in_the_frame(zoo: catalog.Zoo) -> None:
 
 def test_the_fingerprint_says_which_networks_in_which_split_and_frame(zoo: catalog.Zoo) -> None:
     found = [
-        population(zoo, **options)  # type: ignore[arg-type]
+        population(zoo, **options)
         for options in (
             {},
             {"seed": 1},

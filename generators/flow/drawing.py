@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from generators.codec import Codec
 from generators.flow.guidance import velocity_of
+from generators.flow.networks import build_network
 from generators.flow.solvers import integrate
 from generators.flow.source import Source, make_source
 from generators.generator import TOGETHER
 from generators.recipe import FlowRecipe
+from zoo.architectures import Architecture
+from zoo.symmetries import symmetry_of
 
 NUMBERS = 1 << 26  # in a block: of long vectors fewer are drawn together; part of what a sample is, so it never changes
 
@@ -56,13 +59,14 @@ class FlowDraw:
     def _block(self, numbers: np.ndarray, block: int, seed: int, conditions: np.ndarray | None) -> np.ndarray:
         """Those of one block, which is filled up with zeros."""
         places = torch.from_numpy(numbers % block)
-        x_0 = torch.zeros(block, self.codec.width)
-        x_0[places] = self.source.at(numbers, seed).cpu()
+        normals = torch.zeros(block, self.source.rank, device=self.device)
+        normals[places] = self.source.normals(numbers, seed)
+        x_0 = self.source.shaped(normals) * self.source.temperature
         condition = None
         if conditions is not None:
             condition = torch.zeros(block, conditions.shape[1])
             condition[places] = torch.from_numpy(conditions)
-        found = follow(self.network, x_0.to(self.device), self._here(condition), self.recipe)
+        found = follow(self.network, x_0, self._here(condition), self.recipe)
         drawn: np.ndarray = found.cpu()[places].numpy()
         return drawn
 
@@ -86,7 +90,18 @@ def follow(network: nn.Module, x_0: Tensor, condition: Tensor | None, recipe: Fl
 def source_of(codec: Codec, recipe: FlowRecipe, seed: int) -> Source:
     """The noise that a flow on these codes begins from."""
     spread = np.ones(codec.width, np.float32) if codec.basis is not None else codec.spread
-    return make_source(recipe, torch.from_numpy(np.array(spread, np.float32)), seed)
+    factor = None if codec.factor is None else torch.from_numpy(codec.factor)
+    return make_source(recipe, torch.from_numpy(np.array(spread, np.float32)), seed, factor)
+
+
+def network_of(recipe: FlowRecipe, codec: Codec, condition_width: int, architecture: Architecture) -> nn.Module:
+    """The velocity network of a recipe for codes of an architecture, by torch's seed.
+
+    Raises:
+        InvalidSpecError: "units" for an architecture without hidden units.
+    """
+    symmetry = symmetry_of(architecture) if recipe.network == "units" else None
+    return build_network(recipe, codec.width, condition_width, codec.layout, symmetry)
 
 
 def content_of(network: nn.Module, codec: Codec) -> str:

@@ -78,7 +78,7 @@ def _compare(
     """Velocity that the network gives and the one it should, (batch, width) each, and times (batch,)."""
     generator = generator_at(seed, step, codes.device)
     t = draw_times(recipe, len(codes), generator, codes.device).to(codes.dtype)
-    x_0 = couple(source.draw(len(codes), generator), codes, recipe.coupling)
+    x_0 = couple(source.draw(len(codes), generator), codes, recipe.coupling, condition)
     x_t, target = PATHS[recipe.path].between(x_0, codes, t)
     if recipe.noise:
         x_t = x_t + recipe.noise * torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)

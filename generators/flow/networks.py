@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from catalog.errors import InvalidSpecError, unknown_name
 from generators.flow.embedding import Embedding, given, zeroed
+from generators.flow.paths import PATHS, Path
 from generators.recipe import FlowRecipe
 from weightspace.layout import Layout
+from weightspace.symmetry import Symmetry
 
 TIME = 64  # width of the embedding of time in DeepWeightFlow
 EMBEDDED = 128  # and in ours: modulation costs a fraction of the blocks
@@ -28,23 +31,32 @@ class MLP(nn.Module):
         super().__init__()
         self.condition_width = condition_width
         self.time = nn.Sequential(nn.Linear(1, TIME), nn.GELU(), nn.Linear(TIME, TIME))
+        # one layer in two parts: the gradient with respect to x, a sixth of a step's work, is then left out
+        self.first = nn.Linear(dim, width)
+        self.beside = nn.Linear(TIME + condition_width, width, bias=False)
+        bound = 1 / math.sqrt(dim + TIME + condition_width)
+        for part in (self.first.weight, self.first.bias, self.beside.weight):
+            nn.init.uniform_(part, -bound, bound)
         self.layers = nn.Sequential(
-            *_hidden(dim + TIME + condition_width, width, dropout),
-            *_hidden(width, width // 2, dropout),
-            *_hidden(width // 2, width, 0.0),
+            *_hidden(width, dropout),
+            nn.Linear(width, width // 2),
+            *_hidden(width // 2, dropout),
+            nn.Linear(width // 2, width),
+            *_hidden(width, 0.0),
             zeroed(nn.Linear(width, dim)),
         )
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        parts = [x, self.time(t[:, None])]
+        beside = self.time(t[:, None])
         if self.condition_width:
-            parts.append(given(condition, t, self.condition_width))
-        out: Tensor = self.layers(torch.cat(parts, 1))
+            beside = torch.cat((beside, given(condition, t, self.condition_width)), 1)
+        out: Tensor = self.layers(self.first(x) + self.beside(beside))
         return out
 
 
-def _hidden(fan_in: int, fan_out: int, dropout: float) -> list[nn.Module]:
-    layers = [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.GELU()]
+def _hidden(width: int, dropout: float) -> list[nn.Module]:
+    """What follows a hidden layer."""
+    layers: list[nn.Module] = [nn.LayerNorm(width), nn.GELU()]
     return [*layers, nn.Dropout(dropout)] if dropout else layers
 
 
@@ -53,7 +65,10 @@ class Residual(nn.Module):
 
     velocity = out(blocks(in(x))) + gate(t, condition) * x, zero at first. Without the skip a network narrower than x
     cannot take the noise out of the directions it does not carry: its velocity has the rank of its last layer, and
-    what noise lies beside stays in the samples. Each coordinate's gate is a mix of 8 functions of time.
+    what noise lies beside stays in the samples. Of 600 coordinates, 20 with structure and noise of deviation .55 in the
+    others, from a source of deviation 1, 800 steps of width 64 give .58 with the skip, .99 without it and 1.00 by `MLP`
+    (256 wide: .55, .88, 1.00); predicting the data in place of the velocity gains nothing beyond the skip. Each
+    coordinate's gate is a mix of 8 functions of time and condition.
     """
 
     def __init__(self, dim: int, width: int, depth: int, condition_width: int = 0, dropout: float = 0.0) -> None:
@@ -118,22 +133,71 @@ def _transformer(recipe: FlowRecipe, dim: int, condition_width: int, layout: Lay
     return LayerTransformer(tokens, recipe.width, recipe.depth, recipe.heads, condition_width, recipe.dropout)
 
 
+def _units(recipe: FlowRecipe, dim: int, condition_width: int, symmetry: Symmetry | None) -> nn.Module:
+    from generators.flow.units import UnitTransformer
+    from weightspace.units import Units
+
+    if symmetry is None or symmetry.layout.num_parameters != dim:
+        known = "none" if symmetry is None else f"one of {symmetry.layout.num_parameters} parameters"
+        raise InvalidSpecError(f"a network over the units of {dim} weights needs their symmetry, got {known}")
+    units = Units.of(symmetry)
+    return UnitTransformer(units, recipe.width, recipe.depth, recipe.heads, condition_width, recipe.dropout)
+
+
+class Preconditioned(nn.Module):
+    """The velocity between two Gaussians of equal covariance, in closed form, and what a network adds to it.
+
+    For x_0 ~ N(0, s^2 C), x_1 ~ N(0, C) and x_t = a x_1 + b x_0 the best velocity is x_t times
+    (a a' + s^2 b b') / (a^2 + s^2 b^2), whatever C is, so that a network that adds nothing samples N(0, C): the
+    baseline "pca_gaussian" with all components. The network sees x_t with the deviation of the data.
+
+    Source: ours; for diffusion, Karras et al. 2022, arXiv 2206.00364, section 5, whose skip is for C = 1.
+    """
+
+    def __init__(self, network: nn.Module, path: Path, scale: float) -> None:
+        super().__init__()
+        self.network, self.path, self.scale = network, path, scale
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        signal, noise = self.path.signal(t), self.path.noise(t)
+        variance = signal**2 + self.scale**2 * noise**2
+        skip = signal * self.path.signal_rate(t) + self.scale**2 * noise * self.path.noise_rate(t)
+        added: Tensor = self.network(x * variance.rsqrt()[:, None], t, condition)
+        return torch.addcmul(added, (skip / variance)[:, None], x)
+
+
 Build = Callable[[FlowRecipe, int, int, "Layout | None"], nn.Module]
-NETWORKS: dict[str, Build] = {"mlp": _mlp, "residual": _residual, "transformer": _transformer}
+DENSE: dict[str, Build] = {"mlp": _mlp, "residual": _residual, "transformer": _transformer}
+NETWORKS = (*DENSE, "units")
 
 
-def build_network(recipe: FlowRecipe, dim: int, condition_width: int = 0, layout: Layout | None = None) -> nn.Module:
-    """The velocity network of a recipe, zero everywhere until it is trained; forward(x, t, condition) -> velocity.
+def build_network(
+    recipe: FlowRecipe,
+    dim: int,
+    condition_width: int = 0,
+    layout: Layout | None = None,
+    symmetry: Symmetry | None = None,
+) -> nn.Module:
+    """The velocity network of a recipe, forward(x, t, condition) -> velocity.
+
+    Until it is trained it is zero everywhere; with a Gaussian source, the velocity of the Gaussian.
 
     x and the velocity are (batch, dim), t (batch,), condition (batch, condition_width) or None, which is all zeros.
     Initialisation depends on torch's seed alone, which the caller sets.
 
     Args:
         dim: numbers in a code. layout: of the networks, whose parameters the codes are; for a transformer only.
+        symmetry: of the networks, for "units" only.
 
     Raises:
         InvalidSpecError: a transformer without the layout of its codes. UnknownNameError: no such network.
     """
     if recipe.network not in NETWORKS:
         raise unknown_name("network", recipe.network, NETWORKS)
-    return NETWORKS[recipe.network](recipe, dim, condition_width, layout)
+    if recipe.network == "units":
+        network = _units(recipe, dim, condition_width, symmetry)
+    else:
+        network = DENSE[recipe.network](recipe, dim, condition_width, layout)
+    if recipe.source == "gaussian":
+        return Preconditioned(network, PATHS[recipe.path], recipe.source_scale)
+    return network

@@ -11,11 +11,11 @@ import torch
 
 from catalog.errors import GeneratorError
 from generators.codec import Codec
+from generators.covariance import with_covariance
 from generators.data import WeightDataModule
-from generators.flow.drawing import source_of
+from generators.flow.drawing import network_of, source_of
 from generators.flow.looks import MODELS, accuracies
 from generators.flow.module import FlowModule
-from generators.flow.networks import build_network
 from generators.population import Population
 from generators.recipe import FlowRecipe
 from generators.requests import digest_of
@@ -64,6 +64,8 @@ def prepare(
     )  # fmt: skip
     data.setup()
     kept = data.codec
+    if recipe.source == "gaussian" and kept.factor is None:
+        kept = with_covariance(kept, population)
     if "ceiling" not in kept.report:
         judged = with_round_trip(kept, population)
         kept = replace(judged, report={**judged.report, "ceiling": ceiling(kept, population)})
@@ -72,7 +74,7 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = data.conditions.width if data.conditions else 0
-        network = build_network(recipe, kept.width, width, population.layout)
+        network = network_of(recipe, kept, width, population.architecture)
     purpose = digest_of({**(request or {}), "fitted": kept.fingerprint})
     return Prepared(data, kept, FlowModule(network, source_of(kept, recipe, seed), recipe, seed, purpose))
 
