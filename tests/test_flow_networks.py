@@ -137,6 +137,8 @@ def test_the_published_network_layer_by_layer() -> None:
         for parameter, value in zip(time.parameters(), network.time.parameters(), strict=True):
             parameter.copy_(value)
         page = net(torch.cat((x, time(t[:, None]), condition), 1))
+        kinds = [[type(module).__name__ for module in layers] for layers in (network.layers, net)]
+        assert kinds[0] == kinds[1][1:]  # dropout on the first two hidden layers alone
         torch.testing.assert_close(network(x, t, condition), page, rtol=1e-4, atol=1e-5)
 
 
