@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from catalog.errors import InvalidSpecError
 from generators.flow.networks import MLP, NETWORKS, build_network
+from generators.flow.transformer import TokenBlock
 from generators.recipe import CHOICES, FlowRecipe
 from weightspace.layout import Layout
 
@@ -137,6 +138,8 @@ def test_the_published_network_layer_by_layer() -> None:
         for parameter, value in zip(time.parameters(), network.time.parameters(), strict=True):
             parameter.copy_(value)
         page = net(torch.cat((x, time(t[:, None]), condition), 1))
+        kinds = [[type(module).__name__ for module in layers] for layers in (network.layers, net)]
+        assert kinds[0] == kinds[1][1:]  # dropout on the first two hidden layers alone
         torch.testing.assert_close(network(x, t, condition), page, rtol=1e-4, atol=1e-5)
 
 
@@ -148,6 +151,21 @@ def test_the_first_layer_begins_as_one() -> None:
         assert float(weight.detach().abs().max()) <= bound
     for weight in (network.first.weight, network.beside.weight):
         assert float(weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    block, x = TokenBlock(16, 4, 0.0).eval(), torch.randn(2, 7, 16)
+    peer = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    peer.load_state_dict(
+        {
+            "in_proj_weight": block.queries.weight.detach(),
+            "in_proj_bias": block.queries.bias.detach(),
+            "out_proj.weight": block.mixed.weight.detach(),
+            "out_proj.bias": block.mixed.bias.detach(),
+        }
+    )
+    torch.testing.assert_close(block._attention(x), peer(x, x, x)[0])
 
 
 @pytest.mark.parametrize("layout", [None, Layout(("a",), ((DIM + 1,),))])

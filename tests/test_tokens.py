@@ -57,6 +57,8 @@ def test_a_token_is_a_row_with_its_bias() -> None:
     assert not second[..., 6:].any()
     assert tokens.places[tokens.spans[2]].tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 1, 1]]
     np.testing.assert_array_equal(pieces[:, -1, 0], of["temperature"])
+    finer = Tokens.of(MLP, 2)  # three tokens for each of the two units
+    assert finer.places[finer.spans[2], 1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 
 @pytest.mark.parametrize(
