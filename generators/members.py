@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,3 +37,7 @@ class Members:
             return self.kept[places]
         wanted, where = np.unique(places, return_inverse=True)
         return np.asarray(self.population.read("train", wanted)[where])
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All members in order, some at a time."""
+        return self.population.batches("train") if self.kept is None else iter([self.kept])

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from catalog.errors import GeneratorError, NotAZooError, StorageError
+from catalog.errors import GeneratorError, NotAZooError, QueryError, StorageError, UnknownNameError
 from catalog.store import Zoo, open_zoo
 from generators.generator import Generator
 from generators.population import SPLITS, Population, population
@@ -36,11 +36,14 @@ def parent_of(
     rows = found.scan().filter(pl.col("variant") == source["variant"]).collect()
     rows = rows.join(wanted.drop("split"), on=["run", "epoch"], how="semi", maintain_order="left")
     split = {name: wanted.filter(pl.col("split") == name)["run"].unique().to_list() for name in SPLITS}
-    made = population(found, rows=rows, every_epoch=True, frame=source["frame"], split=split)
-    if made.fingerprint != source["population"]:
+    try:
+        made = population(found, rows=rows, every_epoch=True, frame=source["frame"], split=split)
+    except (GeneratorError, UnknownNameError, QueryError):  # rows or the frame are gone
+        made = None
+    if made is None or made.fingerprint != source["population"]:
         raise GeneratorError(
-            f"the networks that this {generator.kind} learned from are not all in {found.url} as they were, or its frame "
-            f"{source['frame']!r} is another one; fit the generator again"
+            f"the networks that this {generator.kind} learned from are not all in {found.url} as they were, or its "
+            f"frame {source['frame']!r} is another one; fit the generator again"
         )
     return made
 

@@ -19,6 +19,7 @@ from catalog.record import Variant
 from catalog.store import Zoo
 from catalog.write import make_variant, write_shard
 from generators.generator import Generator
+from generators.members import Members
 from generators.origin import parent_if_there, parent_of
 from generators.population import Population
 from kernels.distance.distance import nearest_streamed
@@ -91,8 +92,11 @@ def write_samples(
     if type(count) is not int or count < 1:
         raise GeneratorError(f"count must be a whole number above 0, got {count!r}")
     asked = dict(conditions or {})
-    generator.sample(1, conditions={name: _part(value, slice(0, 1)) for name, value in asked.items()})  # may refuse
+    generator.sample(0, seed=seed, conditions=None if generator.conditions else asked)  # may refuse
+    if generator.conditions:
+        generator.conditions.request(asked, count)
     parent = parent_if_there(generator) if zoo is None else parent_of(generator, zoo)
+    members = None if parent is None else Members.of(parent)
     variant = make_variant(
         generator.source["variant"], generator.layout, count, 1, architecture=generator.architecture.to_json()
     )
@@ -104,7 +108,7 @@ def write_samples(
     committed = made.committed()
     for shard in range(variant.grid.num_shards):
         if (variant.name, shard) not in committed:
-            _write(made, generator, plan, parent, shard, asked, seed, threads, on_models)
+            _write(made, generator, plan, members, shard, asked, seed, threads, on_models)
     catalog.rebuild_table(made)
     return made
 
@@ -113,7 +117,7 @@ def _write(
     made: Zoo,
     generator: Generator,
     plan: Plan,
-    parent: Population | None,
+    members: Members | None,
     shard: int,
     asked: Mapping[str, Any],
     seed: int,
@@ -130,7 +134,7 @@ def _write(
     weights = finish(generator.architecture, drawn, plan.data, samples=runs[0].samples)
     stored = np.isfinite(weights).all(1)
     rows = _identity(generator, variant, models, seed, given)
-    columns = _nearest(parent, weights, stored)
+    columns = _nearest(members, weights, stored)
     with one_thread():
         found = measured(plan, runs, torch.from_numpy(weights)[:, None], stored[:, None], threads)
     statuses = {
@@ -146,7 +150,7 @@ def _write(
 def _identity(
     generator: Generator, variant: Variant, models: range, seed: int, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Who each sample is. It is a run and a cell of its own: no other was made with the same settings and another seed."""
+    """Who each sample is: a run and a cell of its own, as metrics of a cell compare all its members with each other."""
     count, source = len(models), generator.source
     asked = {name: pl.Series(_values(value, count)) for name, value in given.items()}
     requests = [dict(zip(asked, values, strict=True)) for values in zip(*asked.values(), strict=True)] or [{}] * count
@@ -173,17 +177,17 @@ def _identity(
     }
 
 
-def _nearest(parent: Population | None, weights: np.ndarray, stored: np.ndarray) -> dict[str, pl.Series]:
+def _nearest(members: Members | None, weights: np.ndarray, stored: np.ndarray) -> dict[str, pl.Series]:
     """Run, epoch and distance of the nearest member of the training split, by parameters."""
     runs: list[str | None] = [None] * len(weights)
     epochs: list[int | None] = [None] * len(weights)
     distances: list[float | None] = [None] * len(weights)
-    if parent is not None and stored.any():
-        members, parameters = parent.split("train"), parent.layout.num_parameters
-        chunks = (batch[:, :parameters] for batch in parent.batches("train"))
+    if members is not None and stored.any():
+        rows, parameters = members.population.split("train"), members.population.layout.num_parameters
+        chunks = (batch[:, :parameters] for batch in members.batches())
         distance, place = nearest_streamed(weights[stored, :parameters], chunks)
         for model, far, at in zip(np.flatnonzero(stored), distance[:, 0].tolist(), place[:, 0].tolist(), strict=True):
-            runs[model], epochs[model], distances[model] = members["run"][at], members["epoch"][at], far
+            runs[model], epochs[model], distances[model] = rows["run"][at], rows["epoch"][at], far
     return {
         "nearest_run": pl.Series(runs, dtype=pl.String),
         "nearest_epoch": pl.Series(epochs, dtype=pl.Int64),

@@ -87,7 +87,7 @@ def fit_flow(
         watchdogs = Watchdogs(recipe, lambda device: _bench(population, ready, device))
         log = Log(recipe, watchdogs, folder and folder / LOG, mirror, on_step)
         keeper = Checkpoints(folder and folder / TRAINING, checkpoint_every, Stop())
-        _run(ready, [watchdogs, log, keeper], keeper.stop, device, checkpoint)
+        run(ready, [watchdogs, log, keeper], keeper.stop, device, checkpoint)
     return _generator(population, ready, watchdogs, complete, keeper.seconds, device)
 
 
@@ -158,9 +158,7 @@ def _bench(population: Population, ready: Prepared, device: torch.device) -> Ben
     return Bench.of(population, ready.codec, ready.data.conditions, module.source, module.recipe, module.seed, device)
 
 
-def _run(
-    ready: Prepared, callbacks: list[lightning.Callback], stop: Stop, device: str, checkpoint: Path | None
-) -> None:
+def run(ready: Prepared, callbacks: list[lightning.Callback], stop: Stop, device: str, checkpoint: Path | None) -> None:
     """Train to the end, or until a signal, which is passed on once the checkpoint is written."""
     kind, place = torch.device(device).type, torch.device(device).index
     with stop.watching(), quiet():
@@ -172,7 +170,9 @@ def _run(
         )  # fmt: skip
         try:
             trainer.fit(ready.module, datamodule=ready.data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # what Lightning makes of signals
+        except SystemExit as end:  # what Lightning makes of signals
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from end
             if stop.signal is None:
                 raise
 

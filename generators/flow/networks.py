@@ -65,7 +65,10 @@ class Residual(nn.Module):
 
     velocity = out(blocks(in(x))) + gate(t, condition) * x, zero at first. Without the skip a network narrower than x
     cannot take the noise out of the directions it does not carry: its velocity has the rank of its last layer, and
-    what noise lies beside stays in the samples. Each coordinate's gate is a mix of 8 functions of time.
+    what noise lies beside stays in the samples. Of 600 coordinates, 20 with structure and noise of deviation .55 in the
+    others, from a source of deviation 1, 800 steps of width 64 give .58 with the skip, .99 without it and 1.00 by `MLP`
+    (256 wide: .55, .88, 1.00); predicting the data in place of the velocity gains nothing beyond the skip. Each
+    coordinate's gate is a mix of 8 functions of time and condition.
     """
 
     def __init__(self, dim: int, width: int, depth: int, condition_width: int = 0, dropout: float = 0.0) -> None:
