@@ -204,17 +204,18 @@ def test_components_are_never_all_that_the_training_networks_have(tmp_path: Path
 
 
 def test_the_rule_for_the_number_of_components() -> None:
-    # two networks of run a at distance 2 and of b at 1, along axes: what is left by hand
-    codes = np.array([[2.0, 0, 0], [0, 2, 0], [0, 0, 1]])
-    curve, error = held_out(codes, np.array([4.0, 4, 1]), np.array(["a", "a", "b"]))
-    np.testing.assert_allclose(curve, [5 / 9, 1 / 9, 0])
-    np.testing.assert_allclose(error, np.array([np.std([2, 1], ddof=1), np.std([0, 1], ddof=1), 0]) / 2**0.5 / 3)
+    # two networks of run a and one of b, along axes: what is left, by hand
+    codes, lengths = np.array([[2.0, 1, 0], [0, 3, 0], [0, 0, 1]]), np.array([5.0, 9, 1])
+    curve, error = held_out(codes, lengths, np.array(["a", "a", "b"]))
+    np.testing.assert_allclose(curve, [11 / 15, 1 / 15, 0])
+    np.testing.assert_allclose(error, np.array([np.std([5, 1], ddof=1), np.std([0, 1], ddof=1), 0]) / 2**0.5 / 5)
     curve, none = np.array([0.6, 0.3, 0.15, 0.1, 0.099, 0.2]), np.zeros(6)
     assert choose(curve, none) == 4
     assert choose(curve, none + 0.06) == 3  # within one standard error of the best
     assert choose(np.array([0.5]), np.zeros(1)) == 1
-    alone, no_error = held_out(codes[:1], np.array([4.0]), np.array(["a"]))
-    np.testing.assert_array_equal(np.stack([alone, no_error]), 0)
+    alone, no_error = held_out(codes[:1], lengths[:1], np.array(["a"]))
+    np.testing.assert_allclose(alone, [0.2, 0, 0])
+    np.testing.assert_array_equal(no_error, 0)
 
 
 @pytest.mark.parametrize("name", CHOICES["codec"])
