@@ -261,6 +261,8 @@ class Killed(Callback):
 
     def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
+            # a batch that is not done with counts as not seen, nor do those that were fetched ahead
+            assert trainer.datamodule.state_dict()["step"] == self.step  # type: ignore[attr-defined]
             raise InterruptedError
 
 

@@ -64,6 +64,8 @@ def test_the_last_checkpoint_or_the_one_asked_for(zoo: catalog.Zoo) -> None:
     assert population(zoo).rows["epoch"].unique().to_list() == [2]
     assert population(zoo, epoch=1).rows["epoch"].unique().to_list() == [1]
     assert population(zoo, "epoch < 2").rows["epoch"].unique().to_list() == [1]
+    last = population(zoo, "epoch < 2 or seed < 5").rows  # of each run
+    assert sorted(last["epoch"]) == [1] * 15 + [2] * 5
     with pytest.raises(QueryError, match="no rows"):
         population(zoo, epoch=7)
 
