@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,20 +11,20 @@ import polars as pl
 import torch
 
 import catalog
-from catalog.errors import FormatError, GeneratorError, InvalidSpecError, NotAZooError, StorageError, UnknownNameError
+from catalog.errors import GeneratorError, NotAZooError, StorageError, UnknownNameError
 from catalog.fragments import software
-from catalog.record import Variant
 from catalog.store import Zoo
 from catalog.write import make_variant, write_shard
 from generators.generator import Generator
 from generators.members import Members
 from generators.population import Population
+from generators.request import Request
 from generators.stored import population_of
 from kernels.distance.distance import nearest_streamed
 from zoo.architectures import Architecture
 from zoo.datasets import Dataset
 from zoo.landscape.norms import reestimate
-from zoo.plan import TRAINED_LIKE, Plan, make_plan, stored_spec
+from zoo.plan import Plan
 from zoo.shards import measured, one_thread
 from zoo.splits import fitting, train_split
 
@@ -89,52 +87,44 @@ def write_samples(
         GeneratorError: a count below 1, conditions that it was not trained with, another zoo, one without a spec.
         SpecMismatchError: another zoo is there. FormatError: the data set has changed. StorageError: the disk refused.
     """
-    if type(count) is not int or count < 1:
-        raise GeneratorError(f"count must be a whole number above 0, got {count!r}")
-    asked = dict(conditions or {})
-    generator.sample(0, seed=seed, conditions=None if generator.conditions else asked)  # may refuse
-    if generator.conditions:
-        generator.conditions.request(asked, count)
-    parent = _parent(generator, zoo)
+    request = Request(generator, count, seed, dict(conditions or {}))
+    parent, plan = _parent(generator, zoo), request.plan
     members = None if parent is None else Members.of(parent)
-    variant = make_variant(
-        generator.source["variant"], generator.layout, count, 1, architecture=generator.architecture.to_json()
+    architecture = generator.architecture
+    variant = make_variant(architecture.name, generator.layout, count, 1, architecture=architecture.to_json())
+    made = catalog.create(
+        url, name=request.name, variants=[variant], spec=request.spec, info=request.info, **storage_options
     )
-    spec = _spec(generator, count, seed, asked)
-    plan = _plan(generator, spec)
-    name = f"{generator.source['zoo'][:150]}-{generator.kind}"
-    made = catalog.create(url, name=name, variants=[variant], spec=spec, info=_info(generator), **storage_options)
-    threads = threads or torch.get_num_threads()
     committed = made.committed()
     for shard in range(variant.grid.num_shards):
         if (variant.name, shard) not in committed:
-            _write(made, generator, plan, members, shard, asked, seed, threads, on_models)
+            weights, rows = _shard(request, plan, members, variant.grid.models(shard), threads, on_models)
+            versions = software(torch=torch.__version__, device="cpu")
+            write_shard(made, variant.name, shard, weights[:, None], rows, versions)
     catalog.rebuild_table(made)
     return made
 
 
-def _write(
-    made: Zoo,
-    generator: Generator,
+def _shard(
+    request: Request,
     plan: Plan,
     members: Members | None,
-    shard: int,
-    asked: Mapping[str, Any],
-    seed: int,
-    threads: int,
+    models: range,
+    threads: int | None,
     on_models: Callable[[int], None] | None,
-) -> None:
-    """Draw, finish, evaluate and commit a shard."""
-    (variant,) = made.record.variants.values()
-    models = variant.grid.models(shard)
-    here = slice(models.start, models.stop)
-    given = {name: _part(value, here) for name, value in asked.items()}
-    drawn = generator.sample(len(models), seed=seed, first=here.start, conditions=given, on_models=on_models)
-    runs = plan.runs[variant.name][here]
+) -> tuple[np.ndarray, pl.DataFrame]:
+    """Weights (models, size) and rows of some samples: drawn, finished, evaluated."""
+    generator = request.generator
+    drawn = generator.sample(
+        len(models),
+        seed=request.seed,
+        first=models.start,
+        conditions=request.conditions_of(models),
+        on_models=on_models,
+    )
+    runs = plan.runs[generator.source["variant"]][models.start : models.stop]
     weights = finish(generator.architecture, drawn, plan.data, samples=runs[0].samples)
-    stored = np.isfinite(weights).all(1)
-    rows = _identity(generator, variant, models, seed, given)
-    columns = _nearest(members, weights, stored)
+    stored, threads = np.isfinite(weights).all(1), threads or torch.get_num_threads()
     with one_thread():
         found = measured(plan, runs, torch.from_numpy(weights)[:, None], stored[:, None], threads)
     statuses = {
@@ -142,39 +132,8 @@ def _write(
         "reason": pl.Series(np.where(stored, "", FAILED).tolist(), dtype=pl.String),
         "stored": pl.Series(stored),
     }
-    table = pl.DataFrame({**rows, **statuses, **columns, **found})
-    versions = software(torch=torch.__version__, device="cpu")
-    write_shard(made, variant.name, shard, weights[:, None], table, versions)
-
-
-def _identity(
-    generator: Generator, variant: Variant, models: range, seed: int, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Who each sample is: a run and a cell of its own, as metrics of a cell compare all its members with each other."""
-    count, source = len(models), generator.source
-    asked = {name: pl.Series(_values(value, count)) for name, value in given.items()}
-    requests = [dict(zip(asked, values, strict=True)) for values in zip(*asked.values(), strict=True)] or [{}] * count
-    ids = [
-        _digest({"generator": generator.fingerprint, "seed": seed, "number": number, "conditions": request})
-        for number, request in zip(models, requests, strict=True)
-    ]
-    return {
-        "run": pl.Series(ids, dtype=pl.String),
-        "cell": pl.Series(ids, dtype=pl.String),
-        "seed": pl.Series([seed] * count, dtype=pl.Int64),
-        "number": pl.Series(list(models), dtype=pl.Int64),
-        "family": [generator.architecture.family] * count,
-        **{name: [value] * count for name, value in generator.architecture.numbers.items()},
-        "epoch": pl.Series([0] * count, dtype=pl.Int64),
-        "step": pl.Series([0] * count, dtype=pl.Int64),
-        "progress": pl.Series([1.0] * count),
-        "generator": [generator.fingerprint] * count,
-        "generator_kind": [generator.kind] * count,
-        "parent": [source["zoo"]] * count,
-        "parent_digest": [source["digest"]] * count,
-        "frame": pl.Series([source["frame"]] * count, dtype=pl.String),
-        **{f"requested_{name}": values for name, values in asked.items()},
-    }
+    columns = {**request.identity(models), **statuses, **_nearest(members, weights, stored), **found}
+    return weights, pl.DataFrame(columns)
 
 
 def _parent(generator: Generator, zoo: Zoo | str | os.PathLike[str] | None) -> Population | None:
@@ -203,62 +162,3 @@ def _nearest(members: Members | None, weights: np.ndarray, stored: np.ndarray) -
         "nearest_epoch": pl.Series(epochs, dtype=pl.Int64),
         "nearest_distance": pl.Series(distances, dtype=pl.Float64),
     }
-
-
-def _plan(generator: Generator, spec: Mapping[str, Any]) -> Plan:
-    """Data and recipe of samples, before anything is written."""
-    if spec[TRAINED_LIKE] is None:
-        raise GeneratorError(
-            f"this {generator.kind} learned from the zoo {generator.source['zoo']}, which has no spec of `weightscape "
-            "build` to say on what data its networks work; take a generator of one that has"
-        )
-    plan = make_plan(*stored_spec(spec))
-    known = generator.source["data"].get("fingerprint", plan.data.fingerprint)
-    if known != plan.data.fingerprint:
-        raise FormatError(
-            f"the generator learned networks of data with fingerprint {known}, {plan.data.name} here has "
-            f"{plan.data.fingerprint}; restore the data they were trained on"
-        )
-    if list(plan.runs) != [generator.source["variant"]]:
-        raise InvalidSpecError(f"samples are of {generator.source['variant']}, their recipe is of {list(plan.runs)}")
-    return plan
-
-
-def _spec(generator: Generator, count: int, seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The request, as `zoo.json` keeps it; a list of conditions by its digest, as the rows hold its values."""
-    return {
-        "generator": generator.fingerprint,
-        "kind": generator.kind,
-        "count": count,
-        "seed": seed,
-        "conditions": {name: _short(value) for name, value in asked.items()},
-        TRAINED_LIKE: generator.source.get(TRAINED_LIKE),
-    }
-
-
-def _info(generator: Generator) -> dict[str, Any]:
-    """Where samples come from."""
-    source = generator.source
-    parent = {name: source[name] for name in ("zoo", "url", "digest", "population", "frame", "frame_origin")}
-    settings = json.loads(json.dumps(dict(generator.settings)))
-    made = {"kind": generator.kind, "fingerprint": generator.fingerprint, "settings": settings}
-    return {"data": source["data"], "licence": source.get("licence", ""), "parent": parent, "generator": made}
-
-
-def _part(value: Any, here: slice) -> Any:
-    """The values of some samples, of one for all or one for each."""
-    values = np.asarray(value)
-    return values[here].tolist() if values.ndim else values.tolist()
-
-
-def _values(value: Any, count: int) -> list[Any]:
-    return value if isinstance(value, list) else [value] * count
-
-
-def _short(value: Any) -> Any:
-    values = np.asarray(value)
-    return f"{len(values)} values, {_digest(values.tolist())}" if values.ndim else values.tolist()
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

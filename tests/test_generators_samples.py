@@ -453,7 +453,9 @@ def test_parents_with_checkpoints_and_frames(tmp_path: Path) -> None:
 
 
 def test_typical_is_the_middle(parent: Population) -> None:
-    spec = typical_spec(parent.zoo, parent.rows)
+    for descending in (False, True):  # whatever order they come in
+        spec = typical_spec(parent.zoo, parent.rows.sort("batch_size", descending=descending))
+        assert spec.value("batch_size") == 16
     assert (spec.value("batch_size"), spec.value("label_noise"), spec.value("width")) == (16, 0.1, 5)
     assert (spec.dataset_options["samples"], spec.num_runs, spec.seeds) == (300, 1, (0,))
     rows = parent.rows.filter(pl.col("batch_size") == 32)
