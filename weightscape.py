@@ -388,7 +388,8 @@ def sample(
                 on_models=on_models,
             )
         rows = made.table()
-        accuracy, failed = rows["test_accuracy"].median(), int((rows["status"] != "ok").sum())
+        accuracy: Any = rows["test_accuracy"].median()
+        failed = int((rows["status"] != "ok").sum())
         if as_json:
             print(json.dumps({"zoo": out, "networks": len(rows), "failed": failed, "median_test_accuracy": accuracy}))
         elif not quiet:
@@ -409,10 +410,11 @@ def card(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a generator: does it work, is it new, does it beat simple baselines? Writes card.json and a page of plots."""
+    """Judge a generator: does it work, is it new, does it beat trivial baselines? Writes card.json and card.png."""
     with _errors(as_json):
-        from generators.judge import judge, write_card
         from generators.printing import print_card
+
+        from generators.judge import judge, write_card
         from generators.progress import stages
         from generators.stored import load, population_of
 

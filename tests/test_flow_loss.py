@@ -17,9 +17,11 @@ from generators.flow.solvers import integrate
 from generators.flow.source import Source, make_source
 from generators.recipe import FlowRecipe
 from weightspace.layout import Layout
+from weightspace.symmetry import Symmetry
 
 LAYOUT = Layout(("a.weight", "a.bias"), ((2, 3), (2,)))
 DIM = LAYOUT.size
+SYMMETRY = Symmetry(LAYOUT, {"a.weight": ("h", None), "a.bias": ("h",)})
 
 
 class Recorder(nn.Module):
@@ -41,7 +43,7 @@ def test_the_loss_is_a_function_of_seed_and_step(name: str, coupling: str) -> No
         network=name, width=8, depth=1, dropout=0.3, noise=0.1, times="beta", coupling=coupling, condition_dropout=0.5
     )
     torch.manual_seed(0)
-    network = build_network(recipe, DIM, 2, LAYOUT).train()
+    network = build_network(recipe, DIM, 2, LAYOUT, SYMMETRY).train()
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     data, condition, source = codes(), torch.ones(16, 2), make_source(recipe, torch.ones(DIM), 0)
@@ -82,7 +84,7 @@ def test_loss_of_a_zero_network(path: str, of_data: float, of_noise: float) -> N
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_noise_an_untrained_network_loses_the_data(name: str) -> None:
     recipe, data = FlowRecipe(network=name, width=8), codes()
-    network = build_network(recipe, DIM, 0, LAYOUT)
+    network = build_network(recipe, DIM, 0, LAYOUT, SYMMETRY)
     loss = flow_loss(network, data, None, Source(torch.zeros(DIM)), recipe, 0, 0)
     torch.testing.assert_close(loss.detach(), data.square().mean())
 

@@ -12,12 +12,16 @@ from generators.flow.networks import MLP, NETWORKS, build_network
 from generators.flow.transformer import TokenBlock
 from generators.recipe import CHOICES, FlowRecipe
 from weightspace.layout import Layout
+from weightspace.symmetry import Symmetry
 
 LAYOUT = Layout(
     ("a.weight", "a.bias", "norm.weight", "norm.mean", "b.weight", "b.bias"),
     ((4, 3), (4,), (4,), (4,), (2, 4), (2,)),
     roles=("parameter", "parameter", "parameter", "buffer", "parameter", "parameter"),
 )
+OF_UNITS = ("a.bias", "norm.weight", "norm.mean")
+AXES = {"a.weight": ("h", None), "b.weight": (None, "h"), **dict.fromkeys(OF_UNITS, ("h",))}
+SYMMETRY = Symmetry(LAYOUT, AXES)
 DIM, GIVEN = LAYOUT.num_parameters, 3
 
 
@@ -25,7 +29,7 @@ def built(name: str, condition_width: int = GIVEN, seed: int = 0, shaken: bool =
     """A small network; shaken, no parameter of it is 0, as after some training."""
     recipe = dataclasses.replace(FlowRecipe(network=name, width=16, depth=2, token=5), **changes)  # type: ignore[arg-type]
     torch.manual_seed(seed)
-    network = build_network(recipe, DIM, condition_width, LAYOUT)
+    network = build_network(recipe, DIM, condition_width, LAYOUT, SYMMETRY)
     if shaken:
         for parameter in network.parameters():
             parameter.data += 0.2 * torch.randn(parameter.shape)

@@ -67,7 +67,8 @@ def test_draws_follow_from_seed_and_number_alone(some: Population, name: str) ->
     mixed = np.array([149, 3, 64, 3, 63])
     np.testing.assert_array_equal(again.draw(mixed, 5, None), drawn[mixed])
     assert (generator.sample(150, seed=6) != drawn).any(1).sum() > 75  # retrieval may return the same member
-    expected = {"retrieval": len(some.split("train")), "soup": 45}  # of 8 choose 3 = 56 sets, 52 are expected in 150
+    # of 8 choose 3 sets, and of 8 x 7 pairs, 56 both, 52 are expected in 150
+    expected = {"retrieval": len(some.split("train")), "soup": 45, "extrapolation": 45}
     assert len(np.unique(drawn, axis=0)) >= expected.get(name, 150)
 
 
@@ -290,6 +291,18 @@ def test_baselines_see_the_frame(mlps: Population, tmp_path: Path) -> None:
 
 
 # By conditions
+
+
+def test_extrapolation_lies_beyond_a_member(some: Population) -> None:
+    members = some.read("train").astype(np.float64)
+    drawn = fit("extrapolation", some, {"reach": 0.5}).sample(50)
+    ends = (drawn[:, None, None] - 1.5 * members[:, None]) / -0.5  # what b must have been, for each a
+    apart = np.abs(ends - members).max(-1)  # (samples, a, b)
+    best = apart.reshape(50, -1).min(1)
+    assert (best < 1e-5).all()
+    a, b = np.unravel_index(apart.reshape(50, -1).argmin(1), apart.shape[1:])
+    assert (a != b).all()
+    np.testing.assert_allclose(fit("extrapolation", some, {"reach": 0}).sample(50), members[a], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
