@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.forward import forward, triton_forward
-from kernels.forward.forward import ACTIVATIONS, Forward, mlp_forward
+from kernels.forward.forward import Forward, mlp_forward
+from kernels.forward.problem import ACTIVATIONS
 from tests.kernel_inputs import empty_is_nan, surrounded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,14 +6,13 @@ vectors are first taken from a centre, and what is still too close is left to th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.arrays import parts
 from kernels.similarity.similarity import highest
 
 ROWS, COLUMNS = 1024, 2048  # vectors of a block; coordinates that one product sums
@@ -23,15 +22,6 @@ SAMPLE, FAR = 256, 4.0  # vectors a centre is the mean of; those of more than so
 # and Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4), times 4 to be safe.
 ROUNDING = {torch.float32: 2.0**-24 * 45 * 4, torch.float64: 2.0**-53 * 45 * 4}
 LARGE, SMALL = 1e24, 1e-24  # squared norms beyond which float32 products may overflow or underflow
-
-
-def tensor_of(values: np.ndarray | Tensor) -> Tensor:
-    """The values as a tensor, not copied; numpy's may be read-only, as nothing here writes to them."""
-    if isinstance(values, Tensor):
-        return values.detach()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(values))
 
 
 @contextmanager
@@ -46,12 +36,6 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def parts(count: int, most: int) -> list[slice]:
-    """Consecutive parts of so many things, of nearly equal size."""
-    number = -(-count // most)
-    return [slice(i * count // number, (i + 1) * count // number) for i in range(number)]
 
 
 def finite_rows(values: Tensor) -> Tensor:
