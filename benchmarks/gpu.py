@@ -1,7 +1,8 @@
 """Kernels on a GPU against what one would use otherwise: `python -m benchmarks.gpu`. Without CUDA nothing is measured.
 
 Assignment of whole batches against scipy on 16 threads and torch-linear-assignment, inner products of units against
-torch.matmul, permuted gather against torch's gather. Imports only what a plain GPU image has.
+torch.matmul, permuted gather against torch's gather, and what `benchmarks.gpu_networks` has. Imports only what a plain
+GPU image has.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import importlib
 import importlib.util
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_networks import distances, forwards, overlaps
+from benchmarks.gpu_task import OURS, Task
 from benchmarks.record import record
 from benchmarks.sides import compare, measure
 from kernels.assignment.assign import EXACT, assign, reference
@@ -28,26 +29,8 @@ from kernels.permute.population import permute_population
 from kernels.similarity.similarity import similarity
 
 PAIRS, THREADS = 20, 16
-OURS = "Triton"
 ASSIGNMENTS = ((1000, 64), (1000, 256), (208, 300), (200, 512), (32, 1024))  # problems, units
 LAYERS = ((1000, 32, 64), (1000, 128, 128), (200, 512, 577))  # models, units, weights of a unit
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is measured.
-
-    Args:
-        sides: ours is called `OURS`; the others are peers, or variants of ours.
-        wrong: what is the matter with the results, an empty text if nothing.
-        work: amount a call, with its unit.
-    """
-
-    operation: str
-    setting: Mapping[str, Any]
-    sides: Mapping[str, Callable[[], object]]
-    wrong: Callable[[], str]
-    work: tuple[float, str]
 
 
 def matched_costs(problems: int, n: int, seed: int = 0) -> Tensor:
@@ -115,17 +98,17 @@ def measured(task: Task, device: str, pairs: int) -> int:
     turns = measure({name: _finished(side, device) for name, side in task.sides.items()}, pairs)
     amount, unit = task.work
     for name in task.sides:
-        if name == OURS:
+        if name == task.ours:
             continue
         row = {
             "operation": f"{task.operation} on a GPU",
             "setting": {**task.setting, "gpu": torch.cuda.get_device_name() if device == "cuda" else device},
-            "ours": f"{amount / statistics.median(turns[OURS].wall):,.0f} {unit}/s",
+            "ours": f"{amount / statistics.median(turns[task.ours].wall):,.0f} {unit}/s",
             "against": name,
             "theirs": f"{amount / statistics.median(turns[name].wall):,.0f} {unit}/s",
-            "ratio": compare(turns, name, OURS),
-            "seconds": {side: _quantiles(turns[side].wall) for side in (OURS, name)},
-            "peak_bytes": {side: _peak(task.sides[side], device) for side in (OURS, name)},
+            "ratio": compare(turns, name, task.ours),
+            "seconds": {side: _quantiles(turns[side].wall) for side in (task.ours, name)},
+            "peak_bytes": {side: _peak(task.sides[side], device) for side in (task.ours, name)},
         }
         record("gpu", row, libraries=["triton", "scipy"])
     return 0
@@ -179,7 +162,7 @@ def _wrong_gather(weights: Tensor, moved: list[Gather]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Assignment, inner products, gather; 1 if there is no GPU or a result is wrong."""
+    """All operations; 1 if there is no GPU or a result is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--pairs", type=int, default=PAIRS)
     given = parser.parse_args(argv)
@@ -190,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     failed = 0
-    for tasks in (assignments, products, gathers):
+    for tasks in (assignments, products, gathers, forwards, overlaps, distances):
         for task in tasks("cuda"):
             failed |= measured(task, "cuda", given.pairs)
     return failed

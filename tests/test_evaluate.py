@@ -148,6 +148,28 @@ def test_bad_input_is_named() -> None:
         evaluate(CASES[2], *population(CASES[2]), impl="compiled")
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_on_a_gpu_one_kernel_does_it(activation: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = Architecture("mlp", {"depth": 2, "width": 5, "activation": activation}, (1, 4, 4), 3)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(6, network.layout.size, generator=generator) / 2
+    x, y = torch.randn(70, 1, 4, 4, generator=generator), torch.randint(3, (2, 70), generator=generator)
+    samples, losses = torch.tensor([70, 1, 64, 65, 9, 30]), ["mse", "cross_entropy"] * 3
+    right = evaluate(network, weights, x, y, samples, loss_functions=losses, impl="reference")
+    found = evaluate(
+        network, weights.to(device), x.to(device), y.to(device), samples, loss_functions=losses, impl="triton"
+    )
+    assert found.impl == "triton"
+    np.testing.assert_allclose(found.loss, right.loss, rtol=1e-5)
+    np.testing.assert_allclose(found.accuracy, right.accuracy, rtol=1e-12)
+    np.testing.assert_array_equal(found.error_bits, right.error_bits)
+    for other, dtype in ((MLP, torch.float64), (CASES[1], torch.float32)):
+        wide, inputs, labels = population(other)
+        with pytest.raises(InvalidSpecError, match="impl 'triton' cannot evaluate"):
+            evaluate(other, wide.to(device, dtype), inputs.to(device, dtype), labels.to(device), impl="triton")
+
+
 def test_weights_of_another_size_are_refused() -> None:
     weights, x, y = population(CASES[0])
     with pytest.raises(ValueError, match="last axis must hold"):

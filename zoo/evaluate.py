@@ -12,12 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from catalog.errors import unknown_name
+from catalog.errors import InvalidSpecError, unknown_name
+from kernels.dispatch import on_gpu
+from kernels.forward.forward import mlp_forward
 from kernels.losses import LOSSES
+from kernels.mlp.network import UnsupportedError, mlp_of
 from kernels.population import forward
 from zoo.architectures import Architecture
+from zoo.implementations import IMPLEMENTATIONS as ON_CPU
 from zoo.implementations import choose
 
+IMPLEMENTATIONS = (*ON_CPU, "triton")
 ACTIVATIONS = 1 << 21  # floats of input and activations worked on at once, to stay near the caches
 
 
@@ -30,7 +35,7 @@ class Evaluation:
         accuracy: (models,) float64.
         error_bits: (models, ceil(samples / 8)) uint8; bit i, most significant first, is 1 where sample i
             is misclassified.
-        impl: "compiled" or "reference".
+        impl: "compiled", "triton" or "reference".
     """
 
     loss: np.ndarray
@@ -60,14 +65,15 @@ def evaluate(
         samples: (models,) how many of the first samples count for a model's loss and accuracy; None for all. The error
             bits cover all samples.
         loss_functions: a name in `kernels.losses.LOSSES` for all models, or one for each.
-        impl: "compiled" for numba (MLPs and CNNs without norms on a CPU), "reference" for plain torch, None for the
+        impl: "compiled" for numba (MLPs and CNNs without norms on a CPU), "triton" for a fused kernel (MLPs on a GPU
+            that `kernels.forward.triton_forward.unfit` has nothing against), "reference" for plain torch, None for the
             first that can.
         threads: parts of the population that compiled code works on at once, None for as many as torch uses.
 
     Raises:
         ValueError: weights that do not fit the architecture; labels or samples that do not fit the weights.
-        InvalidSpecError: "compiled" was asked for what it cannot do. UnknownNameError: another `impl`, or a loss
-            function that is none.
+        InvalidSpecError: "compiled" or "triton" was asked for what it cannot do. UnknownNameError: another `impl`, or a
+            loss function that is none.
     """
     layout = architecture.layout
     if weights.shape[-1] != layout.size:
@@ -79,6 +85,12 @@ def evaluate(
     for name in set(losses) - set(LOSSES):
         raise unknown_name("loss function", name, LOSSES)
     counted = np.full(len(weights), len(x)) if samples is None else samples.cpu().numpy()
+    if impl not in (None, *IMPLEMENTATIONS):
+        raise unknown_name("implementation", impl, IMPLEMENTATIONS)
+    if impl == "triton" or (impl is None and on_gpu(weights)):
+        found = _triton(architecture, weights, x, y, counted, losses, impl)
+        if found is not None:
+            return found
     network = None if impl == "reference" else compilable(architecture, weights.device, weights.dtype, impl)
     if network is None:
         return _reference(architecture, weights, x, y, counted, losses)
@@ -145,6 +157,30 @@ def _compiled(
             found = list(pool.map(work, parts))
     loss, accuracy, error_bits = (np.concatenate(values) for values in zip(*found, strict=True))
     return Evaluation(loss, accuracy, error_bits, "compiled")
+
+
+def _triton(
+    architecture: Architecture,
+    weights: Tensor,
+    x: Tensor,
+    y: Tensor,
+    counted: np.ndarray,
+    loss_functions: list[str],
+    impl: str | None,
+) -> Evaluation | None:
+    """In one kernel; None for networks that it cannot do, unless `impl` asks for it. Arguments as for `evaluate`."""
+    try:
+        activation = mlp_of(architecture.build("meta")).activation
+        tensors = architecture.layout.unflatten(weights).values()
+        layers = [tensor for tensor in tensors if tensor.dim() == 3], [one for one in tensors if one.dim() == 2]
+        counts = torch.from_numpy(counted).to(weights.device)
+        found = mlp_forward(x.flatten(1), y, *layers, activation, loss=loss_functions, counted=counts, impl="triton")
+    except (UnsupportedError, ImportError) as error:
+        if impl is not None:
+            raise InvalidSpecError(f"impl 'triton' cannot evaluate {architecture.name}: {error}") from error
+        return None
+    loss, correct = (column.cpu().numpy() / counted for column in (found.loss_sum, found.correct))
+    return Evaluation(loss, correct, found.error_bits.cpu().numpy(), "triton")
 
 
 def _reference(

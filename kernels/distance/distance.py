@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.arrays import labels_of, like, parts, tensor_of
 from kernels.distance.gram import (
     ROUNDING,
     ROWS,
@@ -16,9 +17,7 @@ from kernels.distance.gram import (
     exact,
     finite_rows,
     fits_float32,
-    parts,
     squared,
-    tensor_of,
     torch_threads,
 )
 
@@ -53,7 +52,7 @@ def pairwise_distance(a: Array, b: Array, *, impl: str | None = None, threads: i
     elif out.numel():
         with torch_threads(threads):
             reference(x, y, out) if impl == "reference" else _all_pairs(x, y, out)
-    return _as(out, a)
+    return like(out, a)
 
 
 def reference(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -138,7 +137,7 @@ def nearest_streamed(
         raise ValueError(f"k must be 1 or more, got {k}")
     if (groups_a is None) != (groups_b is None):
         raise ValueError("give groups_a and groups_b, or neither")
-    mine, theirs = (_labels(groups, x.device) for groups in (groups_a, groups_b))
+    mine, theirs = (labels_of(groups, x.device) for groups in (groups_a, groups_b))
     if mine is not None and len(mine) != len(x):
         raise ValueError(f"groups_a must be {len(x)} integers, one a vector of a, got {len(mine)}")
     best = torch.full((len(x), k), torch.inf, dtype=torch.float64, device=x.device)
@@ -157,7 +156,7 @@ def nearest_streamed(
     if theirs is not None and len(theirs) != seen:
         raise ValueError(f"groups_b must be {seen} integers, one a vector that came, got {len(theirs)}")
     best[~finite_rows(x)] = torch.nan
-    return _as(best.sqrt_(), a), _as(index, a)
+    return like(best.sqrt_(), a), like(index, a)
 
 
 def _nearer(a: Tensor, b: Tensor, centre: Tensor, same: Tensor | None, first: int, best: Tensor, index: Tensor) -> None:
@@ -211,13 +210,3 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}")
     return a, b
-
-
-def _labels(groups: Any, device: torch.device) -> Tensor | None:
-    if groups is None:
-        return None
-    return (groups if isinstance(groups, Tensor) else torch.from_numpy(np.array(groups, np.int64))).to(device)
-
-
-def _as(found: Tensor, like: Any) -> Any:
-    return found if isinstance(like, Tensor) else found.numpy()

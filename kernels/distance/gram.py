@@ -6,32 +6,23 @@ vectors are first taken from a centre, and what is still too close is left to th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.arrays import parts
 from kernels.similarity.similarity import highest
 
 ROWS, COLUMNS = 1024, 2048  # vectors of a block; coordinates that one product sums
 PAIRS = 1 << 20  # differences that are held at once
+MOST = 0.25  # of all pairs of two blocks: where more are asked for, all are computed
 SAMPLE, FAR = 256, 4.0  # vectors a centre is the mean of; those of more than so many usual norms do not count
 # Errors of a squared distance against |x|^2 + |y|^2: unit roundoff times the square root of the terms of a sum (Higham
 # and Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4), times 4 to be safe.
 ROUNDING = {torch.float32: 2.0**-24 * 45 * 4, torch.float64: 2.0**-53 * 45 * 4}
 LARGE, SMALL = 1e24, 1e-24  # squared norms beyond which float32 products may overflow or underflow
-
-
-def tensor_of(values: np.ndarray | Tensor) -> Tensor:
-    """The values as a tensor, not copied; numpy's may be read-only, as nothing here writes to them."""
-    if isinstance(values, Tensor):
-        return values.detach()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(values))
 
 
 @contextmanager
@@ -46,12 +37,6 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def parts(count: int, most: int) -> list[slice]:
-    """Consecutive parts of so many things, of nearly equal size."""
-    number = -(-count // most)
-    return [slice(i * count // number, (i + 1) * count // number) for i in range(number)]
 
 
 def finite_rows(values: Tensor) -> Tensor:
@@ -105,9 +90,20 @@ def fits_float32(scale: Tensor) -> bool:
 
 def exact(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Squared distances of a[rows] and b[columns] by their differences, (pairs,) float64."""
+    if len(rows) > MOST * len(a) * len(b):
+        return _differences(a, b)[rows, columns]
     found = torch.zeros(len(rows), dtype=torch.float64, device=a.device)
     for columns_here in parts(a.shape[1], PAIRS):
         for part in parts(len(rows), max(1, PAIRS // a.shape[1])):
             x, y = a[rows[part], columns_here], b[columns[part], columns_here]
             found[part] += (x.double() - y.double()).square_().sum(1)
+    return found
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """Of all pairs, (m, n), three times as fast for each as one pair at a time."""
+    found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for part in parts(a.shape[1], COLUMNS):
+        x, y = a[:, part].double(), b[:, part].double()
+        found += torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
     return found

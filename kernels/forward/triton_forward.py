@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.forward.forward import Forward, Layers, Problem
+from kernels.forward.forward import Forward
+from kernels.forward.problem import Layers, Problem
 
 SHAPES = {16: (64, 4), 32: (64, 4), 64: (64, 8), 128: (32, 16)}  # units -> samples of a program, and its warps
 MIXED_UP_TO = 64  # units between two populations: of 128 the second weights would not fit into registers

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.arrays import labels_of, like, parts, tensor_of
 from kernels.dispatch import checked_name, has, on_gpu
-from kernels.distance.gram import parts, tensor_of
 
 TOGETHER = 1 << 22  # bits that the reference unpacks at once
 WORTH = 1 << 24  # bytes to compare, of all pairs, from which loading numba pays
@@ -48,7 +48,7 @@ def error_overlap(a: Array, b: Array, *, impl: str | None = None, threads: int |
         found = torch.from_numpy(overlap_compiled(x.numpy(), y.numpy(), threads))
     else:
         found = reference(x, y)
-    return _as(found, a)
+    return like(found, a)
 
 
 def largest_overlap(
@@ -90,7 +90,7 @@ def largest_overlap(
         found = torch.from_numpy(largest), torch.from_numpy(index)
     else:
         found = reference_largest(x, y, mine, theirs)
-    return _as(found[0], a), _as(found[1], a)
+    return like(found[0], a), like(found[1], a)
 
 
 def reference(a: Tensor, b: Tensor) -> Tensor:
@@ -154,13 +154,7 @@ def _checked(a: Any, b: Any, impl: str | None) -> tuple[Tensor, Tensor]:
 
 
 def _labels(groups: Any, side: Tensor, name: str) -> Tensor | None:
-    if groups is None:
-        return None
-    found = (groups if isinstance(groups, Tensor) else torch.from_numpy(np.array(groups, np.int64))).to(side.device)
-    if found.shape != (len(side),):
+    found = labels_of(groups, side.device)
+    if found is not None and found.shape != (len(side),):
         raise ValueError(f"groups_{name} must be {len(side)} integers, one a model, got {tuple(found.shape)}")
-    return found.long()
-
-
-def _as(found: Tensor, like: Any) -> Any:
-    return found if isinstance(like, Tensor) else found.numpy()
+    return found
