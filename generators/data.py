@@ -232,7 +232,7 @@ class WeightDataModule(LightningDataModule):
         """Some models of a split, from memory or from the zoo."""
         place = torch.from_numpy(places)
         if split in self._codes:
-            codes = self._codes[split][place]
+            codes = self._codes[split].index_select(0, place)
         else:
             order = np.argsort(places)  # files are read from front to back
             found = self.codec.encode(self.population.read(split, places[order]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,25 @@ import torch
 from catalog.errors import GeneratorError, InvalidSpecError, unknown_name
 from generators.baselines import BASELINES
 from generators.evaluation.asked import asked_for
-from generators.evaluation.card import About, Card, CodecReport, Cost, Protocol, Row, write_json
+from generators.evaluation.card import About, Card, CodecReport, Cost, FineTuned, Protocol, Row, Spread, write_json
+from generators.evaluation.finetune import EPOCHS, starts
+from generators.evaluation.finetune import finetune as train_on
 from generators.evaluation.health import health
 from generators.evaluation.honesty import honesty
-from generators.evaluation.performance import with_statistics
 from generators.evaluation.quotient import Search
 from generators.evaluation.verdicts import verdicts
 from generators.evaluation.yardstick import MULTIPLES, Drawn, Yardstick, yardstick
 from generators.generator import Generator
 from generators.kinds import fit
 from generators.population import Population
+from generators.samples import finish
 from zoo.build import estimate
 from zoo.landscape.measure import plan_of
-from zoo.splits import train_split
+from zoo.shards import one_thread
 
 SAMPLES = 1024
 FINETUNE = 32
-CANDIDATES = 4  # of each kind that a baseline's sample is matched with: a third of the time of all other stages
-MEMORY = 1 << 30  # bytes of samples that are measured at once
+CANDIDATES, REFINED = 4, 2  # of each kind that a baseline's sample is matched with, and that are matched again
 NOTES = (
     "distances in the quotient are upper bounds: a search over orders and scales of units finds them",
     "test inputs are for this report alone: nothing was chosen by them",
@@ -79,19 +81,17 @@ def judge(
     _check(samples, seed, finetune, device)
     found = _own_population(generator, population)
     wanted = list(dict.fromkeys([None, found.frame] if frames is None else frames))
-    clock = _Clock(on_stage)
-    with _threads(threads):
-        many = torch.get_num_threads()
+    clock, many = _Clock(on_stage), threads or torch.get_num_threads()
+    with one_thread():  # of torch: two sets of networks at once are faster than one on two threads
         with clock("read the zoo"):
-            bounded = Search(limit=0, candidates=CANDIDATES, restarts=0, threads=many)
-            stick = yardstick(found, wanted, Search(threads=many), bounded)
-            stick.training  # noqa: B018  # worked out here, so that its time is told
+            stick = yardstick(found, wanted, Search(threads=many))
         with clock("the zoo's own spacing"):
             training = stick.training_row()
         mine, held_out, drawn = _judged(generator, stick, samples, seed, conditions, clock)
-        rows = _baselines(names, wanted, stick, samples, seed, clock)
+        with clock("baselines", f"{len(names) * len(wanted)} baselines"):
+            rows = _baselines(names, wanted, stick, samples, seed, many)
         with clock("fine-tune"):
-            finetuned = _finetuned(generator, stick, drawn, finetune, seed, many)
+            curves = _finetuned(stick, drawn, finetune, seed, many)
         with clock("conditions"):
             fidelity = asked_for(generator, stick, seed)
         with clock("codec"):
@@ -106,14 +106,14 @@ def judge(
         held_out=held_out,
         training=training,
         baselines=tuple(rows),
-        finetuned=finetuned,
+        finetuned=curves,
         fidelity=fidelity,
         codec=codec,
         cost=cost,
         health=healthy,
         seconds=clock.seconds,
     )
-    return dataclasses.replace(card, verdicts=verdicts(card))
+    return replace(card, verdicts=verdicts(card))
 
 
 def write_card(card: Card, folder: str | os.PathLike[str]) -> None:
@@ -143,17 +143,6 @@ class _Clock:
         begin = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
-
-
-@contextlib.contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(samples: int, seed: int, finetune: int, device: str) -> None:
@@ -189,7 +178,7 @@ def _draw(
     population, begin = stick.population, time.perf_counter()
     weights = generator.sample(samples, seed=seed, conditions=conditions)
     seconds = (time.perf_counter() - begin) / samples
-    weights = with_statistics(population.architecture, weights, train_split(population.data))
+    weights = finish(population, weights, population.data)
     reference = stick.references[generator.source["frame"]]
     return Drawn(generator.kind, generator.fingerprint, reference, weights, stick.behaviour(weights), seconds)
 
@@ -202,47 +191,48 @@ def _judged(
     conditions: Mapping[str, Any] | None,
     clock: _Clock,
 ) -> tuple[Row, Row, Drawn]:
-    """The generator's row, that of networks held out, and the samples; the search in the quotient is thorough."""
+    """The generator's row, that of networks held out, and the samples."""
     with clock("draw and evaluate", f"draw {samples} networks and evaluate them"):
         drawn = _draw(generator, stick, samples, seed, conditions)
         weights = np.concatenate([stick.population.read(split) for split in ("validation", "test")])
         held = Drawn("held out", "", stick.reference, weights, stick.behaviour(weights), math.nan)
-    with clock("the quotient"):
-        sets = [drawn, held]
-        quotients = stick.quotient(sets, stick.search)
-    with clock("compare"):
-        mine, held_out = (stick.row(one, quotient) for one, quotient in zip(sets, quotients, strict=True))
-    return mine, held_out, drawn
+    with clock("compare", "compare them with the training networks"):
+        return stick.row(drawn), stick.row(held), drawn
 
 
 def _baselines(
-    names: Sequence[str],
-    frames: Sequence[str | None],
-    stick: Yardstick,
-    samples: int,
-    seed: int,
-    clock: _Clock,
+    names: Sequence[str], frames: Sequence[str | None], stick: Yardstick, samples: int, seed: int, many: int
 ) -> list[Row]:
-    """A row for each baseline in each frame, as many measured at once as fit into memory."""
+    """A row for each baseline in each frame, so many at once as there are threads."""
+    search = replace(stick.search, limit=0, candidates=CANDIDATES, refined=REFINED, restarts=0, threads=1)
+
+    def work(pair: tuple[str, str | None]) -> Row:
+        baseline = fit(pair[0], stick.references[pair[1]].population)
+        return stick.row(_draw(baseline, stick, samples, seed), search)
+
     pairs = [(name, frame) for name in names for frame in frames]
-    some = max(1, MEMORY // (4 * stick.population.layout.size * samples))
-    rows = []
-    for first in range(0, len(pairs), some):
-        sets = []
-        for name, frame in pairs[first : first + some]:
-            with clock("baselines: draw and evaluate", f"baseline {name}, {frame or 'raw'}"):
-                sets.append(_draw(fit(name, stick.references[frame].population), stick, samples, seed))
-        with clock("baselines: the quotient"):
-            quotients = stick.quotient(sets, stick.bounded)
-        with clock("baselines: compare"):
-            rows += [stick.row(one, quotient) for one, quotient in zip(sets, quotients, strict=True)]
-    return rows
+    with ThreadPoolExecutor(many) as pool:
+        return list(pool.map(work, pairs))
 
 
-def _finetuned(
-    generator: Generator, stick: Yardstick, drawn: Drawn, count: int, seed: int, threads: int
-) -> tuple[Any, ...]:
-    return ()
+def _finetuned(stick: Yardstick, drawn: Drawn, count: int, seed: int, threads: int) -> tuple[FineTuned, ...]:
+    """Curves of the first samples, and of as many of what they are compared with; none without a recipe."""
+    if not count:
+        return ()
+    population = stick.population
+    some = drawn.weights[:count]
+    given = {"samples": some, **starts(population, some, seed=seed)}
+    finished = [finish(population, weights, population.data) for weights in given.values()]
+    try:
+        found = train_on(population, np.concatenate(finished), EPOCHS, seed=seed, threads=threads)
+    except InvalidSpecError:  # of a zoo that was not built from a spec, which says how to train
+        return ()
+    curves = []
+    for name, accuracy in zip(given, np.split(found, len(given)), strict=True):
+        each = [Spread.of(column) for column in accuracy.T]
+        mean, error = (tuple(getattr(one, part) for one in each) for part in ("mean", "error"))
+        curves.append(FineTuned(name, len(accuracy), EPOCHS, mean, error))
+    return tuple(curves)
 
 
 def _codec(generator: Generator, stick: Yardstick) -> CodecReport | None:
@@ -250,10 +240,10 @@ def _codec(generator: Generator, stick: Yardstick) -> CodecReport | None:
     codec = getattr(generator.draw, "codec", None)
     if codec is None:
         return None
-    architecture, train = stick.population.architecture, train_split(stick.population.data)
+    architecture, data = stick.population.architecture, stick.population.data
     weights = stick.population.read("test")
     found = honesty(
-        lambda given: with_statistics(architecture, codec.decode(codec.encode(given)), train),
+        lambda given: finish(architecture, codec.decode(codec.encode(given)), data),
         architecture,
         stick.symmetry,
         weights,
@@ -325,7 +315,7 @@ def _protocol(stick: Yardstick, samples: int, seed: int) -> Protocol:
         seed=seed,
         alpha=stick.alpha,
         tau_raw={frame or "raw": one.own.tau for frame, one in stick.references.items()},
-        tau_quotient=stick.own.tau,
+        tau_quotient=stick.quotient.spacing.tau,
         candidates=2 * CANDIDATES,
         multiples=MULTIPLES,
         data=stick.report.name,

@@ -182,6 +182,7 @@ def test_gaussian_has_the_moments_of_the_training_split(some: Population) -> Non
     z = (parameters(some, drawn) - members.mean(0)) / deviation
     assert np.abs(z.mean(0)).max() < 5 / np.sqrt(count)
     assert np.abs(z.std(0) - 1).max() < 5 / np.sqrt(2 * count)
+    assert z.std() == pytest.approx(1, abs=5 / np.sqrt(2 * z.size))  # the unbiased variance
     buffers = slice(some.layout.num_parameters, None)
     mean = some.read("train").mean(0)
     np.testing.assert_allclose(drawn[:, buffers], np.tile(mean[buffers], (count, 1)), rtol=1e-5, atol=1e-6)  # float32
@@ -197,6 +198,7 @@ def test_pca_gaussian_stays_in_its_span_with_its_variances(mlps: Population) -> 
         assert np.abs(drawn - codes @ basis[:components]).max() < 1e-6  # float32
         deviation = singular[:components] / np.sqrt(len(members) - 1)
         assert np.abs(codes.std(0) / deviation - 1).max() < 5 / np.sqrt(2 * count)
+        assert np.abs((codes / deviation).std() - 1) < 5 / np.sqrt(2 * codes.size)  # the unbiased variance
         assert np.abs(np.corrcoef(codes.T) - np.eye(components)).max() < 5 / np.sqrt(count)
 
 
@@ -285,6 +287,72 @@ def test_baselines_see_the_frame(mlps: Population, tmp_path: Path) -> None:
     np.testing.assert_allclose(soups[1][0], aligned.read("train").mean(0), atol=1e-6)
     assert np.abs(soups[0] - soups[1]).max() > 0.01
     assert fit("soup", aligned).source["frame"] == "universe"
+
+
+# By conditions
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Population:
+    """24 MLPs of two optimisers and four rates."""
+    axes = {"optimizer": ("sgd", "adamw"), "learning_rate": (0.01, 0.02, 0.04, 0.08)}
+    spec = ZooSpec(
+        "x", numbers={"width": 5}, dataset="moons", hyperparameters={"epochs": 1}, axes=axes, seeds=(0, 1, 2)
+    )
+    return population(build(spec, tmp_path_factory.mktemp("mixed") / "x.zoo", workers=0))
+
+
+def members_of(population: Population, drawn: np.ndarray) -> pl.DataFrame:
+    """The rows of the training split that these networks are."""
+    places = {row.tobytes(): place for place, row in enumerate(population.read("train"))}
+    return population.split("train")[[places[row.tobytes()] for row in drawn]]
+
+
+def test_retrieval_by_conditions(mixed: Population) -> None:
+    rows = mixed.split("train")
+    generator = fit("retrieval", mixed, {"conditions": "learning_rate, optimizer", "near": 2})
+    assert generator.settings["conditions"] == ["learning_rate", "optimizer"]
+    cells = (
+        rows.group_by("learning_rate", "optimizer", maintain_order=True).agg("run").filter(pl.col("run").list.len() > 1)
+    )
+    rate, optimizer, runs = cells.row(0)
+    exact = generator.sample(60, conditions={"learning_rate": rate, "optimizer": optimizer})
+    assert set(members_of(mixed, exact)["run"]) == set(runs[:2])
+    one = members_of(mixed, generator.sample(60, conditions={"learning_rate": 0.05}))
+    near = rows.with_columns(away=(pl.col("learning_rate") - 0.05).abs()).sort("away", maintain_order=True).head(2)
+    assert set(one["run"]) == set(near["run"])
+    free = generator.sample(200)
+    np.testing.assert_array_equal(free, fit("retrieval", mixed).sample(200))  # nothing wanted, nothing chosen by
+    assert members_of(mixed, free)["run"].n_unique() == len(rows)
+    rates = np.where(np.arange(60) % 2, 0.01, 0.08)
+    each = members_of(mixed, generator.sample(60, conditions={"learning_rate": rates}))
+    np.testing.assert_allclose(each["learning_rate"], rates)
+    some = generator.sample(7, first=20, conditions={"learning_rate": rates[20:27]})
+    assert members_of(mixed, some)["run"].to_list() == each["run"][20:27].to_list()
+
+
+@pytest.mark.parametrize("name", ["mix", "soup"])
+def test_means_by_conditions_are_of_members_near_what_is_wanted(mixed: Population, name: str) -> None:
+    few = {"members": 2} if name == "soup" else {}
+    drawn = fit(name, mixed, {"conditions": ["learning_rate"], "near": 3, **few}).sample(
+        30, conditions={"learning_rate": 0.01}
+    )
+    rows, members = mixed.split("train"), mixed.read("train").astype(np.float64)
+    shares = np.abs(np.linalg.lstsq(members.T, drawn.T.astype(np.float64), rcond=None)[0]).sum(1)
+    near = rows.with_columns(at=pl.int_range(len(rows)), away=(pl.col("learning_rate") - 0.01).abs())
+    expected = near.sort("away", maintain_order=True)["at"].head(3).to_list()
+    assert set(np.flatnonzero(shares > 1e-3)) == set(expected)
+
+
+def test_conditions_that_there_are_not(mixed: Population) -> None:
+    with pytest.raises(UnknownNameError, match="no_such"):
+        fit("retrieval", mixed, {"conditions": ["no_such"]})
+    with pytest.raises(InvalidSpecError, match="names of columns"):
+        fit("retrieval", mixed, {"conditions": 5})
+    with pytest.raises(InvalidSpecError, match="near"):
+        fit("soup", mixed, {"near": 0})
+    with pytest.raises(UnknownNameError, match="setting of gaussian"):
+        fit("gaussian", mixed, {"conditions": ["learning_rate"]})
 
 
 # Draws

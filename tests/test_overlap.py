@@ -1,5 +1,7 @@
 """Overlap of errors against sets of Python."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_the_largest_as_all_pairs(shape: tuple[int, int, int], grouped: bool, im
     right = truth(a, b)
     if grouped:
         right = np.where(groups[0][:, None] == groups[1], -1, right)
-    given = {"groups_a": groups[0], "groups_b": groups[1]} if grouped else {}
+    given: dict[str, Any] = {"groups_a": groups[0], "groups_b": groups[1]} if grouped else {}
     with empty_is_nan():
         largest, index = largest_overlap(between(a.to(ON[impl])), between(b.to(ON[impl])), impl=impl, **given)
     assert (largest.dtype, index.dtype) == (torch.float32, torch.int64)
@@ -83,7 +85,7 @@ def test_what_is_known_of_any_population(impl: str) -> None:
 @pytest.mark.parametrize("impl", ["reference", "compiled"])
 def test_parts_change_nothing(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = errors(50, 20), errors(41, 20, 1)
-    groups = {"groups_a": np.arange(50) // 5, "groups_b": np.arange(41) // 5}
+    groups: dict[str, Any] = {"groups_a": np.arange(50) // 5, "groups_b": np.arange(41) // 5}
     whole = [error_overlap(a, b, impl=impl), *largest_overlap(a, b, impl=impl, **groups)]
     monkeypatch.setattr(overlap, "TOGETHER", 300)
     monkeypatch.setattr("kernels.overlap.compiled.PART", 100)
@@ -123,7 +125,7 @@ def test_bad_input_is_refused() -> None:
 def test_on_a_gpu(shape: tuple[int, int, int]) -> None:
     a, b = errors(shape[0], shape[2]).cuda(), errors(shape[1], shape[2], 1).cuda()
     assert torch.equal(error_overlap(a, b), error_overlap(a, b, impl="reference"))
-    groups = {"groups_a": torch.arange(shape[0]) // 10, "groups_b": torch.arange(shape[1]) // 10}
+    groups: dict[str, Any] = {"groups_a": torch.arange(shape[0]) // 10, "groups_b": torch.arange(shape[1]) // 10}
     for found, right in zip(
         largest_overlap(a, b, **groups), largest_overlap(a, b, impl="reference", **groups), strict=True
     ):

@@ -12,9 +12,9 @@ from generators.evaluation.card import Fidelity
 from generators.evaluation.estimate import Estimate
 from generators.evaluation.fidelity import fidelity, not_measurable
 from generators.evaluation.functions import behaviour
-from generators.evaluation.performance import with_statistics
 from generators.evaluation.yardstick import Yardstick
 from generators.generator import Generator
+from generators.samples import finish
 from zoo.splits import train_split
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the training split that are asked for
@@ -53,10 +53,9 @@ def _measured(
 ) -> np.ndarray:
     """(count,) values of the column for samples, NaN for broken ones."""
     population = stick.population
-    train = train_split(population.data)
     weights = generator.sample(count, seed=seed, conditions=conditions)
-    weights = with_statistics(population.architecture, weights, train)
-    split = train if column.startswith("train") else stick.report
+    weights = finish(population, weights, population.data)
+    split = train_split(population.data) if column.startswith("train") else stick.report
     seen = behaviour(population.architecture, weights, split.x, split.y)
     return seen.accuracy if column.endswith("accuracy") else seen.loss
 

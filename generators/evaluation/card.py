@@ -18,7 +18,7 @@ from generators.evaluation.records import from_json, to_json
 FORMAT = 1
 FILE = "card.json"
 LIMIT = 64 << 20  # bytes of a card.json
-BINS = 50  # of the histograms, from 0 to 1
+BINS = 200  # of the histograms, from 0 to 1
 POINTS = 256  # samples whose accuracy and novelty are kept one by one
 
 

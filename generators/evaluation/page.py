@@ -91,7 +91,7 @@ def frontier_figure(cards: Sequence[Card], *, names: Sequence[str] = (), width: 
     with style.styled():
         figure = style.new_figure(style.inches(width), 0.75 * style.inches(width) + 0.25 * (len(cards) + 4) ** 0.5)
         axes = figure.subplots()
-        handles = []
+        handles: list[Any] = []
         baselines = cards[0].baselines
         look = looks([row.name for row in baselines])
         for row in baselines:

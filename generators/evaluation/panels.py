@@ -15,6 +15,8 @@ COLOURS = ("#0072B2", "#56B4E9", "#000000", "#E69F00", "#CC79A7", "#8c8c8c", "#3
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">")
 RAW = "white"  # the inside of marks of what was fitted to raw weights
 GRID = {"color": "#dddddd", "linewidth": 0.4}
+MERGED = (1, 2, 4, 5, 8, 10)  # bins of a histogram drawn as one, so that no more than
+SEEN = 30  # of these are drawn
 FLOOR = 5e-4  # of the N&P axis: half a sample in 1,000
 
 
@@ -108,15 +110,21 @@ def histograms(axes: Any, pairs: Sequence[tuple[str, str, Sequence[int]]], label
     Args:
         pairs: (name, colour, counts), the last on top.
     """
-    edges = np.linspace(0, 1, BINS + 1)
     filled = [np.flatnonzero(counts) for _, _, counts in pairs]
+    width = max((found[-1] for found in filled if len(found)), default=BINS) - min(
+        (found[0] for found in filled if len(found)), default=0
+    )
+    some = next(n for n in MERGED if width <= SEEN * n)
+    edges = np.linspace(0, 1, BINS // some + 1)
+    merged = [np.reshape(counts, (-1, some)).sum(1) for _, _, counts in pairs]
+    filled = [np.flatnonzero(counts) for counts in merged]
     low = min((edges[found[0]] for found in filled if len(found)), default=0.0)
     high = max((edges[found[-1] + 1] for found in filled if len(found)), default=1.0)
-    for name, colour, counts in pairs:
-        share = np.array(counts) / max(sum(counts), 1)
+    for (name, colour, _), counts in zip(pairs, merged, strict=True):
+        share = counts / max(counts.sum(), 1)
         axes.stairs(share, edges, color=colour, linewidth=1, label=plain(name))
         axes.stairs(share, edges, color=colour, alpha=0.18, fill=True, linewidth=0)
-    axes.set_xlim(low - 0.02, high + 0.02)
+    axes.set_xlim(low - 0.5 * some / BINS, high + 0.5 * some / BINS)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("share of networks")

@@ -72,19 +72,18 @@ def _collapse(card: Card) -> list[str]:
 def _novel_and_performant(card: Card) -> list[str]:
     """N&P in the quotient: where it is above all baselines, where below one, and whether there is anything at all."""
     above: dict[bool, list[str]] = {True: [], False: []}
-    below = []
+    below: dict[str, list[str]] = {}
+    rivals = _rivals(card)
+    enough = rivals and min(row.count for row in (card.samples, *rivals)) >= CLAIM
     for multiple in card.protocol.multiples:
-        mine = card.share(card.samples, multiple)
-        others = [(row, card.share(row, multiple)) for row in _rivals(card)]
-        if not others:
-            continue
-        best, theirs = max(others, key=lambda other: other[1][0])
-        text = f"{_share(*mine)} against {_share(*theirs)} of {best.label}"
-        enough = card.samples.count >= CLAIM and all(row.count >= CLAIM for row, _ in others)
-        if enough and all(_above(card, card.samples, row, multiple) for row, _ in others):
-            above[multiple >= NOVEL].append(f"at m = {multiple:g}, {text}")
+        if not rivals:
+            break
+        mine, best = card.share(card.samples, multiple), max(rivals, key=lambda row: card.share(row, multiple)[0])
+        text = f"{_share(*mine)} against {_share(*card.share(best, multiple))}"
+        if enough and all(_above(card, card.samples, row, multiple) for row in rivals):
+            above[multiple >= NOVEL].append(f"at m = {multiple:g}, {text} of {best.label}")
         if _above(card, best, card.samples, multiple):
-            below.append(f"loses to {best.label} at N&P m = {multiple:g}: {text}")
+            below.setdefault(best.label, []).append(f"at m = {multiple:g}, {text}")
     found = []
     if above[True]:
         found.append(f"beats every baseline at N&P m >= 1: {'; '.join(above[True])}")
@@ -93,10 +92,10 @@ def _novel_and_performant(card: Card) -> list[str]:
     novel = [multiple for multiple in card.protocol.multiples if multiple >= NOVEL]
     if novel and not any(card.share(card.samples, multiple)[0] > 0 for multiple in novel):
         found.append(
-            f"no sample is both novel and performant at m >= 1: none of {card.samples.count} has an accuracy of "
+            f"no sample is both novel and performant at m >= 1: none of {card.samples.count} has both an accuracy of "
             f"{_percent(card.protocol.alpha)} and the zoo's own spacing from its training networks"
         )
-    return found + below
+    return found + [f"loses to {label} at N&P: {'; '.join(texts)}" for label, texts in below.items()]
 
 
 def _accuracy(card: Card) -> list[str]:
@@ -199,4 +198,7 @@ def _share(value: float, error: float) -> str:
 
 
 def _percent(value: float, error: float = math.nan) -> str:
-    return f"{100 * value:.1f} %" if math.isnan(error) else f"{100 * value:.1f} ± {100 * error:.1f} %"
+    if math.isnan(error):
+        return f"{100 * value:.1f} %"
+    digits = 1 if 100 * error >= 0.05 else 2
+    return f"{100 * value:.{digits}f} ± {100 * error:.{digits}f} %"

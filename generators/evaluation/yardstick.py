@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,8 +13,8 @@ from generators.evaluation.card import POINTS, Diversity, Row, Shares, Spread, h
 from generators.evaluation.diversity import diversity
 from generators.evaluation.frontier import alpha_of, frontier
 from generators.evaluation.functions import Behaviour, behaviour, disagreement, error_iou, own_error_iou
-from generators.evaluation.novelty import Novelty, Spacing, novelty, parameters, spacing
-from generators.evaluation.quotient import Search, quotient_novelty, quotient_spacing
+from generators.evaluation.novelty import Spacing, novelty, parameters, spacing
+from generators.evaluation.quotient import Quotient, Search, quotient_novelty, quotient_of
 from generators.population import SPLITS, Population
 from generators.population import population as choose
 from weightspace.symmetry import Symmetry
@@ -88,13 +87,12 @@ class Yardstick:
 
     Args:
         population: in the generator's frame. references: frame -> training networks in it.
-        search: how hard the nearest in the quotient is looked for. bounded: the same for baselines.
+        search: how hard the nearest in the quotient is looked for.
     """
 
     population: Population
     references: Mapping[str | None, Reference]
     search: Search
-    bounded: Search
 
     @cached_property
     def report(self) -> Split:
@@ -127,26 +125,23 @@ class Yardstick:
         return alpha_of(self.training.accuracy)
 
     @cached_property
-    def own(self) -> Spacing:
-        """Of the training networks in the quotient."""
+    def quotient(self) -> Quotient:
+        """The training networks without their symmetry; no frame changes it."""
         layout = self.population.layout
-        return quotient_spacing(self.reference.weights, self.lineages, layout, self.symmetry, self.search)
+        return quotient_of(self.reference.weights, self.lineages, layout, self.symmetry, self.search)
 
     def behaviour(self, weights: np.ndarray) -> Behaviour:
         return behaviour(self.population.architecture, weights, self.report.x, self.report.y)
 
-    def quotient(self, sets: Sequence[Drawn], search: Search) -> list[Novelty]:
-        """Quotient novelty of all networks of several sets in one search, set by set."""
-        together = np.concatenate([one.weights for one in sets])
-        base, layout = self.reference.weights, self.population.layout
-        found = quotient_novelty(together, base, self.lineages, layout, self.symmetry, search, own=self.own)
-        ends = np.cumsum([len(one.weights) for one in sets])[:-1]
-        pairs = zip(np.split(found.distance, ends), np.split(found.nearest, ends), strict=True)
-        return [dataclasses.replace(found, distance=distance, nearest=nearest) for distance, nearest in pairs]
+    def row(self, drawn: Drawn, search: Search | None = None) -> Row:
+        """Everything about a set of networks.
 
-    def row(self, drawn: Drawn, quotient: Novelty) -> Row:
-        """Everything about a set of networks, given its novelty in the quotient."""
+        Args:
+            search: in the quotient, where it is another one than for the training networks.
+        """
         reference, seen = drawn.reference, drawn.seen
+        known = self.quotient if search is None else replace(self.quotient, search=search)
+        quotient = quotient_novelty(drawn.weights, known)
         raw = novelty(drawn.weights, reference.weights, self.lineages, self.population.layout, own=reference.own)
         shared = error_iou(seen.bits, self.training.bits, seen.failed)
         apart = disagreement(seen.predictions, self.training.predictions[np.maximum(quotient.nearest, 0)])
@@ -155,13 +150,12 @@ class Yardstick:
 
     def training_row(self) -> Row:
         """The training networks, each against those of other lineages: what independent runs look like."""
-        name, base = self.population.frame, self.reference
+        base, own = self.reference, self.quotient.spacing
         drawn = Drawn("training", "", base, base.weights, self.training, float("nan"))
-        assert name == drawn.frame
         shared = own_error_iou(self.training.bits, self.lineages)
-        apart = disagreement(self.training.predictions, self.training.predictions[self.own.nearest])
-        raw = base.own.distance / base.own.tau
-        return self._row(drawn, raw, self.own.distance / self.own.tau, shared.iou, apart)
+        apart = disagreement(self.training.predictions, self.training.predictions[own.nearest])
+        raw, quotient = (one.distance / one.tau for one in (base.own, own))
+        return self._row(drawn, raw, quotient, shared.iou, apart)
 
     def _row(self, drawn: Drawn, raw: np.ndarray, quotient: np.ndarray, shared: np.ndarray, apart: np.ndarray) -> Row:
         seen, count = drawn.seen, len(drawn.weights)
@@ -196,7 +190,7 @@ class Yardstick:
         return Diversity(values[0], *(one.value for one in values[1:]))
 
 
-def yardstick(population: Population, frames: Sequence[str | None], search: Search, bounded: Search) -> Yardstick:
+def yardstick(population: Population, frames: Sequence[str | None], search: Search) -> Yardstick:
     """For a population, with the training networks in these frames and its own.
 
     Raises:
@@ -205,7 +199,7 @@ def yardstick(population: Population, frames: Sequence[str | None], search: Sear
     """
     wanted = dict.fromkeys([population.frame, *frames])
     seen = {frame: population if frame == population.frame else reframed(population, frame) for frame in wanted}
-    return Yardstick(population, {name: Reference.of(one) for name, one in seen.items()}, search, bounded)
+    return Yardstick(population, {name: Reference.of(one) for name, one in seen.items()}, search)
 
 
 def reframed(population: Population, frame: str | None) -> Population:

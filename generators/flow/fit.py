@@ -199,7 +199,7 @@ def _generator(
     cost = {
         "seconds": seconds,
         "iterations": ready.recipe.iterations,
-        "bytes_read": planned["setup_read_bytes"] + ready.recipe.iterations * planned["batch_read_bytes"],
+        "bytes_read": planned["setup_read_bytes"] + ready.recipe.iterations * planned["step_read_bytes"],
         "peak_bytes": peak_bytes(device),
     }
     draw = FlowDraw(network, ready.codec, module.source.to(device), ready.recipe, device)
