@@ -291,7 +291,7 @@ def test_a_codec_that_loses_the_networks_is_no_go() -> None:
 
 @pytest.mark.parametrize("preset", RECIPES)
 def test_presets_train(chosen: Population, preset: str) -> None:
-    short = {"iterations": 4, "width": 16, "steps": 2, "seed": 0}
+    short: dict[str, Any] = {"iterations": 4, "width": 16, "steps": 2, "seed": 0}
     made = fit_flow(chosen, preset=preset, **short)
     assert made.settings == {**RECIPES[preset]().to_json(), **short}
     assert np.isfinite(made.sample(3)).all()
