@@ -130,8 +130,8 @@ def test_every_byte_is_checked(copy: Path, name: str) -> None:
         path.write_bytes(spoiled)
         with pytest.raises((CorruptError, FormatError), match=name.replace(".", r"\.") + "|format"):
             load(copy)
-    for spoiled in (whole[:-1], whole + b"x", b""):
-        path.write_bytes(spoiled)
+    for other in (whole[:-1], whole + b"x", b""):
+        path.write_bytes(other)
         with pytest.raises(CorruptError, match=name.replace(".", r"\.")):
             load(copy)
     path.unlink()

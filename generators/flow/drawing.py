@@ -94,14 +94,20 @@ def source_of(codec: Codec, recipe: FlowRecipe, seed: int) -> Source:
     return make_source(recipe, torch.from_numpy(np.array(spread, np.float32)), seed, factor)
 
 
-def network_of(recipe: FlowRecipe, codec: Codec, condition_width: int, architecture: Architecture) -> nn.Module:
-    """The velocity network of a recipe for codes of an architecture, by torch's seed.
+def network_of(
+    recipe: FlowRecipe, codec: Codec, condition_width: int, architecture: Architecture, seed: int = 0
+) -> nn.Module:
+    """The velocity network of a recipe for codes of an architecture; its initialisation is a function of the seed.
 
     Raises:
         InvalidSpecError: "units" for an architecture without hidden units.
     """
     symmetry = symmetry_of(architecture) if recipe.network == "units" else None
-    return build_network(recipe, codec.width, condition_width, codec.layout, symmetry)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # not around the symmetry, whose proof draws numbers when it is not known yet
+        torch.manual_seed(seed)
+        return build_network(recipe, codec.width, condition_width, codec.layout, symmetry)
 
 
 def content_of(network: nn.Module, codec: Codec) -> str:

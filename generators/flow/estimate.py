@@ -20,7 +20,7 @@ from generators.flow.solvers import evaluations
 from generators.flow.watchdogs import look_every
 
 WARM, TIMED = 2, 5  # steps
-TRAINER = 4e-4  # seconds a step that Lightning adds, measured on two cores of an EPYC, November 2026
+TRAINER = 7e-4  # seconds a step that Lightning adds: .4 to .7 ms measured on two busy cores of an EPYC, November 2026
 
 
 @dataclass(frozen=True)

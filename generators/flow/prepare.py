@@ -71,10 +71,8 @@ def prepare(
         kept = replace(judged, report={**judged.report, "ceiling": ceiling(kept, population)})
     if not force:
         check_ceiling(kept.report["ceiling"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        width = data.conditions.width if data.conditions else 0
-        network = network_of(recipe, kept, width, population.architecture)
+    width = data.conditions.width if data.conditions else 0
+    network = network_of(recipe, kept, width, population.architecture, seed)
     purpose = digest_of({**(request or {}), "fitted": kept.fingerprint})
     return Prepared(data, kept, FlowModule(network, source_of(kept, recipe, seed), recipe, seed, purpose))
 
