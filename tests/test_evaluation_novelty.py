@@ -118,7 +118,7 @@ def test_what_has_no_spacing_is_refused() -> None:
     with pytest.raises(GeneratorError, match="one for each of 6"):
         spacing(training, ["a"] * 5, LAYOUT)
     with pytest.raises(GeneratorError, match="equal to one of another lineage"):
-        spacing(np.repeat(training[:1], 6, 0), range(6), LAYOUT)  # type: ignore[arg-type]
+        spacing(np.repeat(training[:1], 6, 0), range(6), LAYOUT)
     with pytest.raises(GeneratorError, match="leave diverged models out"):
         spacing(np.where(np.arange(6)[:, None] == 2, np.float32(np.nan), training), np.arange(6), LAYOUT)
     with pytest.raises(GeneratorError, match=r"samples must be \(models, 60\)"):
