@@ -17,6 +17,7 @@ from weightspace.layout import Layout
 
 LAYOUT = Layout(("w", "b"), ((10, 5), (10,)))
 MIXED = Layout(("w", "mean", "b"), ((4, 5), (20,), (4,)), roles=("parameter", "buffer", "parameter"))
+LAST = Layout(("w", "b", "mean"), ((4, 5), (4,), (20,)), roles=("parameter", "parameter", "buffer"))
 RNG = np.random.default_rng(0)
 
 
@@ -71,7 +72,7 @@ def test_pairs_by_the_jackknife_are_as_leaving_each_model_out() -> None:
 # Novelty
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, MIXED], ids=["plain", "buffers between"])
+@pytest.mark.parametrize("layout", [LAYOUT, MIXED, LAST], ids=["plain", "buffers between", "buffers last"])
 def test_spacing_is_the_nearest_of_another_lineage_by_a_loop(layout: Layout) -> None:
     training, lineages = population(12, layout), [f"run{number // 3}" for number in range(12)]
     training[1] = training[0] + 1e-3  # checkpoints of one run do not vouch for each other
@@ -118,7 +119,7 @@ def test_what_has_no_spacing_is_refused() -> None:
     with pytest.raises(GeneratorError, match="one for each of 6"):
         spacing(training, ["a"] * 5, LAYOUT)
     with pytest.raises(GeneratorError, match="equal to one of another lineage"):
-        spacing(np.repeat(training[:1], 6, 0), range(6), LAYOUT)  # type: ignore[arg-type]
+        spacing(np.repeat(training[:1], 6, 0), range(6), LAYOUT)
     with pytest.raises(GeneratorError, match="leave diverged models out"):
         spacing(np.where(np.arange(6)[:, None] == 2, np.float32(np.nan), training), np.arange(6), LAYOUT)
     with pytest.raises(GeneratorError, match=r"samples must be \(models, 60\)"):
