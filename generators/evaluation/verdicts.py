@@ -157,7 +157,7 @@ def _codec(card: Card) -> list[str]:
 def _broken(card: Card) -> list[str]:
     if not card.samples.broken > 0:
         return []
-    return [f"{100 * card.samples.broken:.2g} % of the samples are broken: weights or outputs that are not finite"]
+    return [f"{100 * card.samples.broken:.3g} % of the samples are broken: weights or outputs that are not finite"]
 
 
 def _rivals(card: Card) -> list[Row]:
