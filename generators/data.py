@@ -93,8 +93,11 @@ class WeightDataModule(LightningDataModule):
         self._codec: Codec | None = None
         self._ask: _Ask | None = None
         if isinstance(codec, Codec):
-            if (scaling, components) != ("global", 0):
-                raise GeneratorError("a fitted codec has its scaling and components already; give those to a name")
+            fitted = codec.settings.get("scaling"), codec.settings.get("components")
+            if (scaling, components) not in (("global", 0), fitted):
+                raise GeneratorError(
+                    f"a fitted codec has its scaling and components already, {fitted}, got {scaling, components}"
+                )
             check_codec(codec, self.population)
             self._codec = codec
         else:
@@ -229,7 +232,7 @@ class WeightDataModule(LightningDataModule):
         """Some models of a split, from memory or from the zoo."""
         place = torch.from_numpy(places)
         if split in self._codes:
-            codes = self._codes[split][place]
+            codes = self._codes[split].index_select(0, place)
         else:
             order = np.argsort(places)  # files are read from front to back
             found = self.codec.encode(self.population.read(split, places[order]))

@@ -13,15 +13,15 @@ import polars as pl
 import torch
 
 import catalog
-from catalog.errors import FormatError, GeneratorError, InvalidSpecError
+from catalog.errors import FormatError, GeneratorError, InvalidSpecError, NotAZooError, StorageError, UnknownNameError
 from catalog.fragments import software
 from catalog.record import Variant
 from catalog.store import Zoo
 from catalog.write import make_variant, write_shard
 from generators.generator import Generator
 from generators.members import Members
-from generators.origin import parent_if_there, parent_of
 from generators.population import Population
+from generators.stored import population_of
 from kernels.distance.distance import nearest_streamed
 from zoo.architectures import Architecture
 from zoo.datasets import Dataset
@@ -95,7 +95,7 @@ def write_samples(
     generator.sample(0, seed=seed, conditions=None if generator.conditions else asked)  # may refuse
     if generator.conditions:
         generator.conditions.request(asked, count)
-    parent = parent_if_there(generator) if zoo is None else parent_of(generator, zoo)
+    parent = _parent(generator, zoo)
     members = None if parent is None else Members.of(parent)
     variant = make_variant(
         generator.source["variant"], generator.layout, count, 1, architecture=generator.architecture.to_json()
@@ -175,6 +175,16 @@ def _identity(
         "frame": pl.Series([source["frame"]] * count, dtype=pl.String),
         **{f"requested_{name}": values for name, values in asked.items()},
     }
+
+
+def _parent(generator: Generator, zoo: Zoo | str | os.PathLike[str] | None) -> Population | None:
+    """What the generator learned from: in this zoo, or where it was, if it is still there as it was."""
+    if zoo is not None:
+        return population_of(generator.source, zoo if isinstance(zoo, Zoo) else os.fspath(zoo))
+    try:
+        return population_of(generator.source)
+    except (NotAZooError, StorageError, GeneratorError, UnknownNameError):  # the last one: its frame is gone
+        return None
 
 
 def _nearest(members: Members | None, weights: np.ndarray, stored: np.ndarray) -> dict[str, pl.Series]:

@@ -18,6 +18,7 @@ from catalog.errors import (
     CorruptError,
     FormatError,
     GeneratorError,
+    InvalidSpecError,
     MissingDataError,
     SpecMismatchError,
     UnknownNameError,
@@ -80,13 +81,12 @@ def load(folder: str | os.PathLike[str], zoo: Zoo | str | None = None, device: s
     files = {name: _checked(place, name, about) for name, about in content["files"].items()}
     kind = content["kind"]
     if kind not in GENERATORS:
-        raise FormatError(
-            f"{place.url} is a generator of kind {kind!r}, of which this weightscape has none; install a newer"
-        )
+        raise FormatError(f"{place.url} is a generator of kind {kind!r}, unknown here; install a newer weightscape")
+    baseline = GENERATORS[kind].baseline
     try:
-        found = _baseline(content, zoo) if GENERATORS[kind].baseline else _flow(content, files, place, device)
+        found = _baseline(content, zoo) if baseline else _flow(content, files, place, device)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ZooError) and not isinstance(error, UnknownNameError):
+        if isinstance(error, ZooError) and (baseline or not isinstance(error, InvalidSpecError | UnknownNameError)):
             raise
         raise FormatError(f"{RECORD} of {place.url} does not follow format {FORMAT}: {brief(error)}") from error
     if found.fingerprint != content["fingerprint"]:
@@ -195,7 +195,7 @@ def _about(data: bytes) -> dict[str, Any]:
 def _problem(content: Any) -> str:
     """What is wrong with a record whose bytes are right; "" for nothing."""
     kinds = {"settings": dict, "source": dict, "cost": dict, "history": list, "files": dict, "kind": str}
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
         return "it names no format"
     if wrong := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
         return f"{', '.join(wrong)} missing or of another type"

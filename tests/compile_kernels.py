@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.assignment import triton_paths
+from kernels.forward import triton_forward
+from kernels.overlap import triton_overlap
 from kernels.permute import triton_gather
 from kernels.similarity import triton_similarity
 
@@ -46,6 +48,17 @@ def programs() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int]]
         counts = dict.fromkeys(("rows", "columns", "inner", "units", "a_model", "a_unit", "b_model", "b_unit"), "i32")
         types = {"a": f"*{kind}", "b": f"*{kind}", "out": "*fp32", **counts}
         yield f"similarity {kind}", triton_similarity.similarity_kernel, types, constants, warps
+    for kind, constants, warps in triton_forward.configurations():
+        read = {"weights": f"*{kind}", "table": "*i64", "alphas": "*fp32", "counted": "*i64", "squared": "*i32"}
+        written = {"loss": "*fp64", "correct": "*i32", "bits": "*u8", "logits": "*fp32", "first": "i64"}
+        names = ("samples", "inputs", "layers", "activation", "points", "tiles", "each", "wanted", "x_row")
+        types = {"x": "*fp32", "y": "*i64", **read, **written, **dict.fromkeys(names, "i32")}
+        yield f"forward {kind}", triton_forward.forward_kernel, types, constants, warps
+    for kind, constants, warps in triton_overlap.configurations():
+        made = {"groups_a": "*i64", "groups_b": "*i64", "best": "*fp32", "index": "*i32"}
+        types = {"a": "*i32", "b": "*i32", **({"out": "*fp32"} if kind == "overlap" else made)}
+        types |= dict.fromkeys(("rows", "columns", "words"), "i32")
+        yield kind, getattr(triton_overlap, f"{kind}_kernel"), types, constants, warps
 
 
 def resources(binary: bytes) -> dict[str, int]:

@@ -154,6 +154,16 @@ def test_components_are_those_of_the_svd(tmp_path: Path, models: int, size: int,
     np.testing.assert_allclose(codec.report["held_out_residual"][:5], left, atol=1e-5)
 
 
+@scalings
+def test_networks_of_few_directions_come_back(tmp_path: Path, scaling: str) -> None:
+    found = given(tmp_path / "x.zoo", draw(30, 60, 4))
+    codec = fit_codec(found, codec="pca", scaling=scaling, components=4)
+    for weights in (found.read(), found.read("test")):
+        np.testing.assert_allclose(codec.decode(codec.encode(weights)), weights, atol=1e-5)  # float32 of numbers to 10
+    origin = codec.decode(np.zeros((1, 4), np.float32))
+    np.testing.assert_allclose(origin[0], found.read().mean(0), atol=1e-6)
+
+
 def test_reading_in_blocks_gives_the_same_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = given(tmp_path / "x.zoo", draw(50, 300, 12, noise=0.01))
     whole = fit_codec(found, codec="pca", components=6)

@@ -340,6 +340,11 @@ def test_bad_input_is_refused_before_weights_are_read(
         assert seen == []
 
 
+def test_a_fitted_codec_may_come_with_its_own_settings(zoo: catalog.Zoo) -> None:
+    codec = fit_codec(population(zoo), codec="pca", scaling="tensor", components=3)
+    same(made(zoo, codec=codec).batch(2), made(zoo, codec=codec, scaling="tensor", components=3).batch(2))
+
+
 def test_a_null_in_held_out_rows_alone_is_found_too(zoo: catalog.Zoo) -> None:
     names = zoo.scan().collect()["run"].to_list()
     split = {"train": names[10:], "validation": names[7:8], "test": names[8:10]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from catalog.errors import GeneratorError, InvalidSpecError
-from generators.evaluation.finetune import EPOCHS, finetune, starts
+from generators.evaluation.finetune import EPOCHS, curves, finetune, starts
 from generators.kinds import fit
 from generators.population import Population, population
 from zoo.build import build
@@ -86,6 +86,24 @@ def test_what_samples_are_compared_with(parent: Population) -> None:
     assert np.isnan(found["nearest"][1]).all()
     np.testing.assert_array_equal(found["soup"], fit("soup", parent).sample(3, seed=1))
     np.testing.assert_array_equal(found["random"], fit("random_init", parent).sample(3, seed=1))
+
+
+def test_curves_are_means_with_their_errors(parent: Population) -> None:
+    weights = fit("noise_small", parent).sample(12)
+    weights[3] = np.nan
+    found = {one.name: one for one in curves(parent, weights, (0, 2), seed=4)}
+    assert list(found) == ["samples", "nearest", "soup", "random"]
+    beside = {"samples": weights, **starts(parent, weights, seed=4)}
+    for name, one in found.items():
+        accuracy = finetune(parent, beside[name], (0, 2), seed=4)
+        if name in ("samples", "nearest"):  # nothing is nearest to what is not finite
+            assert np.isnan(accuracy[3]).all()
+            accuracy[3] = 0
+        assert (one.count, one.epochs) == (12, (0, 2))
+        np.testing.assert_allclose(one.accuracy, accuracy.mean(0))
+        np.testing.assert_allclose(one.error, accuracy.std(0, ddof=1) / np.sqrt(12))
+    with pytest.raises(GeneratorError, match="one network or more"):
+        curves(parent, weights[:0])
 
 
 def test_norms_are_trained_on_as_they_come(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -22,7 +22,6 @@ from catalog.store import Zoo
 from generators.conditions import Conditions
 from generators.generator import Generator
 from generators.kinds import fit
-from generators.origin import parent_if_there, parent_of
 from generators.population import Population, population
 from generators.samples import finish, write_samples
 from tests.catalog_zoos import tree
@@ -147,7 +146,6 @@ def test_without_the_parent_distances_are_null(
     parent: Population, generator: Generator, stored: Path, tmp_path: Path
 ) -> None:
     gone = dataclasses.replace(generator, source={**generator.source, "url": str(tmp_path / "gone.zoo")})
-    assert parent_if_there(gone) is None
     alone = rows_of(Path(write_samples(gone, tmp_path / "a.zoo", 5, seed=4).url))
     assert alone["nearest_distance"].null_count() == alone["nearest_run"].null_count() == 5
     unchanged = ["run", "test_accuracy", "crc32c"]
@@ -421,16 +419,19 @@ def test_a_generator_learns_from_samples(parent: Population, samples: Path, tmp_
 # Back to the parent, and what is typical of it
 
 
-def test_the_parent_is_found_with_its_split(parent: Population, generator: Generator, tmp_path: Path) -> None:
-    found = parent_of(generator)
-    assert found.fingerprint == parent.fingerprint
-    np.testing.assert_array_equal(found.read("test"), parent.read("test"))
-    moved = Path(shutil.copytree(parent.zoo.url, tmp_path / "moved.zoo"))
-    assert parent_of(generator, moved).fingerprint == parent.fingerprint
+def test_another_parent_is_refused_or_left_alone(parent: Population, generator: Generator, tmp_path: Path) -> None:
+    shutil.copytree(parent.zoo.url, tmp_path / "moved.zoo")
+    found = write_samples(generator, tmp_path / "a.zoo", 2, zoo=tmp_path / "moved.zoo").scan().collect()
+    assert found["nearest_run"].null_count() == 0
+    hyper = {"epochs": 0}
+    build(ZooSpec("o", numbers={"width": 5}, dataset="moons", hyperparameters=hyper), tmp_path / "o.zoo", workers=0)
+    with pytest.raises(GeneratorError, match="does not hold what this generator learned from"):
+        write_samples(generator, tmp_path / "b.zoo", 2, zoo=tmp_path / "o.zoo")
     with pytest.raises(NotAZooError):
-        parent_of(generator, tmp_path / "none.zoo")
-    with pytest.raises(GeneratorError, match="another"):
-        parent_of(dataclasses.replace(generator, source={**generator.source, "digest": "0" * 64}))
+        write_samples(generator, tmp_path / "b.zoo", 2, zoo=tmp_path / "none.zoo")
+    other = dataclasses.replace(generator, source={**generator.source, "url": str(tmp_path / "o.zoo")})
+    rows = write_samples(other, tmp_path / "b.zoo", 2).scan().collect()
+    assert rows["nearest_run"].null_count() == 2
 
 
 def test_parents_with_checkpoints_and_frames(tmp_path: Path) -> None:
@@ -443,13 +444,12 @@ def test_parents_with_checkpoints_and_frames(tmp_path: Path) -> None:
     zoo = catalog.open(tmp_path / "f.zoo")
     view = population(zoo, frame="universe", every_epoch=True)
     generator = fit("retrieval", view)
-    assert parent_of(generator).fingerprint == view.fingerprint
     rows = write_samples(generator, tmp_path / "s.zoo", 30).scan().collect()
     assert rows["frame"].unique().to_list() == ["universe"]
     assert rows["nearest_distance"].max() == 0  # in the frame
     assert set(rows["nearest_epoch"]) == {1, 2}
     shutil.rmtree(tmp_path / "f.zoo" / "frames")
-    assert parent_if_there(generator) is None
+    assert write_samples(generator, tmp_path / "t.zoo", 2, seed=1).scan().collect()["nearest_run"].null_count() == 2
 
 
 def test_typical_is_the_middle(parent: Population) -> None:

@@ -201,9 +201,7 @@ def test_another_training_in_the_folder_is_refused(chosen: Population, whole: tu
 def test_a_loss_that_is_not_finite_stops_the_training(chosen: Population, tmp_path: Path) -> None:
     codec = fit_codec(chosen, scaling="none")
     huge = replace(codec, scale=codec.scale * np.float32(1e-25))  # codes whose squares are infinite
-    with pytest.raises(
-        GeneratorError, match=r"the loss is (inf|nan) at iteration 1 of 60, learning rate 0\.001.*smaller"
-    ):
+    with pytest.raises(GeneratorError, match=r"the loss is (inf|nan) at iteration 1 of 60, learning rate 0.*smaller"):
         fit_flow(chosen, out=tmp_path, codec=huge, force=True, **SMALL)
     assert checkpoints(tmp_path / "training") == []
     assert read_log((tmp_path / "log.csv").read_text()) == []

@@ -181,7 +181,7 @@ def test_specs_from_files(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text, errors="surrogateescape")
         with pytest.raises(InvalidSpecError, match=said):
             load_spec(str(tmp_path / name))
-    with pytest.raises(UnknownNameError, match=r"known: SPEC\.json, cnn_small, demo, phases_small, tiny"):
+    with pytest.raises(UnknownNameError, match=r"known: SPEC\.json, cnn_small, demo, lineages, phases_small, tiny"):
         load_spec("tinny")
 
 

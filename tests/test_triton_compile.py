@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from kernels.assignment import triton_paths
+from kernels.forward import triton_forward
+from kernels.overlap import triton_overlap
 from kernels.permute import triton_gather
 from kernels.similarity import triton_similarity
 
@@ -31,7 +33,7 @@ def compiled() -> list[dict[str, Any]]:
 
 
 def test_every_program_compiles_for_both(compiled: list[dict[str, Any]]) -> None:
-    parts = (triton_paths, triton_gather, triton_similarity)
+    parts = (triton_paths, triton_gather, triton_similarity, triton_forward, triton_overlap)
     expected = sum(len(part.configurations()) for part in parts) + 2  # and the bound of assignments, of two types
     for target in SHARED:
         seen = {json.dumps([row["name"], row["constants"]]) for row in compiled if row["target"] == target}
@@ -61,3 +63,9 @@ def test_launchers_choose_only_what_is_compiled() -> None:
     tiles = [(constants, warps) for _, constants, warps in triton_similarity.configurations()]
     assert all(triton_similarity.tile(rows, columns) in tiles for rows in range(1, 99) for columns in range(1, 99))
     assert {kind for kind, _, _ in triton_gather.configurations()} == {"i8", "i16", "i32", "i64"}
+    forwards = [(constants, warps) for _, constants, warps in triton_forward.configurations()]
+    for mixed, most in ((False, max(triton_forward.SHAPES)), (True, triton_forward.MIXED_UP_TO)):
+        for hidden in range(1, most + 1):
+            constants, warps = triton_forward.tile(hidden)
+            assert constants["UNITS"] >= hidden
+            assert ({**constants, "MIXED": mixed}, warps) in forwards

@@ -76,11 +76,22 @@ def cnn_small() -> ZooSpec:
     )
 
 
+def lineages() -> ZooSpec:
+    """1,024 ReLU MLPs on digits, 64-16-10, that differ in their seeds alone: for generators to learn from."""
+    return ZooSpec(
+        name="lineages",
+        numbers={"depth": 1, "width": 16, "activation": "relu"},
+        hyperparameters={"epochs": 30, "learning_rate": 0.05, "weight_decay": 5e-3},
+        seeds=tuple(range(1024)),
+    )
+
+
 PRESETS: dict[str, Callable[[], ZooSpec]] = {
     "tiny": tiny,
     "demo": demo,
     "phases_small": phases_small,
     "cnn_small": cnn_small,
+    "lineages": lineages,
 }
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from catalog.errors import GeneratorError
+from generators.evaluation.card import FineTuned
 from generators.kinds import fit
 from generators.members import Members
 from generators.population import Population
+from generators.samples import finish
 from kernels.distance.distance import nearest_streamed
 from zoo.evaluate import evaluate
 from zoo.plan import Run, make_plan
@@ -91,6 +93,34 @@ def starts(population: Population, weights: np.ndarray, *, seed: int = 0) -> dic
     nearest[place >= 0] = members.at(place[place >= 0])
     drawn = {kind: fit(kind, population).sample(len(weights), seed=seed) for kind in ("soup", "random_init")}
     return {"nearest": nearest, "soup": drawn["soup"], "random": drawn["random_init"]}
+
+
+def curves(
+    population: Population,
+    weights: np.ndarray,
+    epochs: Sequence[int] = EPOCHS,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+) -> tuple[FineTuned, ...]:
+    """Mean accuracy after fine-tuning samples, and what they are compared with, see `starts`; with standard errors.
+
+    All are finished first. A network that is not finite, or diverges, counts as accuracy 0.
+
+    Args:
+        weights: (models, size), one or more samples. epochs, seed, threads: as for `finetune`.
+    """
+    if not len(weights):
+        raise GeneratorError("fine-tuning needs one network or more, got none")
+    found = []
+    for name, given in {"samples": weights, **starts(population, weights, seed=seed)}.items():
+        ready = finish(population, given, population.data)
+        accuracy = np.nan_to_num(finetune(population, ready, epochs, seed=seed, threads=threads), nan=0.0)
+        error = accuracy.std(0, ddof=1) / len(accuracy) ** 0.5 if len(accuracy) > 1 else np.full(len(epochs), np.nan)
+        found.append(
+            FineTuned(name, len(accuracy), tuple(epochs), tuple(accuracy.mean(0).tolist()), tuple(error.tolist()))
+        )
+    return tuple(found)
 
 
 def _runs(

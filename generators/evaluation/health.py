@@ -84,8 +84,13 @@ def health(samples: np.ndarray, training: np.ndarray, predictions: np.ndarray, l
 
 def _squares(layout: Layout, weights: np.ndarray, name: str) -> np.ndarray:
     """(models,) float64 sums of squares of a tensor."""
-    flat = layout.tensor(weights, name).reshape(len(weights), -1)
+    flat = _flat(layout, weights, name)
     return np.asarray(np.einsum("ms,ms->m", flat, flat, dtype=np.float64))
+
+
+def _flat(layout: Layout, weights: np.ndarray, name: str) -> np.ndarray:
+    """(models, entries) of a tensor, of no models too."""
+    return weights[:, layout.slice(name)]
 
 
 def _rms_ratio(squares: np.ndarray, usual: np.ndarray) -> float:
@@ -97,7 +102,7 @@ def _rms_ratio(squares: np.ndarray, usual: np.ndarray) -> float:
 
 def _outside(layout: Layout, weights: np.ndarray, known: np.ndarray, name: str) -> np.ndarray:
     """(models,) share of a tensor outside the range of training."""
-    flat, usual = (layout.tensor(some, name).reshape(len(some), -1) for some in (weights, known))
+    flat, usual = _flat(layout, weights, name), _flat(layout, known, name)
     if not flat.shape[1]:
         return np.zeros(len(flat))
     return np.asarray(((flat < usual.min(0)) | (flat > usual.max(0))).mean(1))

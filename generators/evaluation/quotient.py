@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from weightspace.symmetry import Symmetry
 LIMIT = 64  # training models of which all are matched with each sample; of more only the candidates are
 CANDIDATES = 16  # training models of each kind that are matched with each sample above the limit
 REFINED = 6  # of those that came out nearest are searched again
-RESTARTS = 1
+RESTARTS = 0
 MEMBERS = 256  # training models that make the common frame; the others join it
 TOGETHER = 1 << 23  # numbers of weights of pairs held at once
 
@@ -54,7 +55,8 @@ class Search:
     Args:
         limit: training models up to which all are matched with each sample.
         candidates: above it, so many nearest in the common frame, and so many nearest by invariants.
-        refined: so many of those that came out nearest are matched again, with `restarts` random orders and signs.
+        refined: so many of those that came out nearest are searched again: from an order found layer by
+            layer, from `restarts` random ones, and over signs.
         seed: of the common frame and of restarts. threads: of compiled code.
     """
 
@@ -219,8 +221,9 @@ def _by_order(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search) 
 
 
 def _by_search(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search) -> np.ndarray:
-    """(pairs,) distances after descents from other orders too, and over signs."""
-    found = match_weights(symmetry, a, b, restarts=search.restarts, seed=search.seed, threads=search.threads)
+    """(pairs,) distances after descents from other orders too (layer by layer, random), and over signs."""
+    options: Any = {"restarts": search.restarts, "seed": search.seed, "threads": search.threads}
+    found = match_weights(symmetry, a, b, layerwise=True, **options)
     moved = symmetry.permute(a, found.permutations)
     if signed(symmetry):
         moved = match_signed(symmetry, moved, b)

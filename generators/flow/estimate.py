@@ -68,7 +68,7 @@ def estimate(ready: Prepared, done: int, device: str = "cpu") -> Estimate:
         looks=looks,
         seconds=left * (step + TRAINER) + looks * look,
         bytes=cost["kept_bytes"] + 4 * 7 * parameters + batch,
-        read=cost["setup_read_bytes"] + left * cost["batch_read_bytes"],
+        read=cost["setup_read_bytes"] + left * cost["step_read_bytes"],
         ceiling=ready.codec.report["ceiling"]["after"],
     )
 

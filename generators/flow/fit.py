@@ -170,7 +170,9 @@ def run(ready: Prepared, callbacks: list[lightning.Callback], stop: Stop, device
         )  # fmt: skip
         try:
             trainer.fit(ready.module, datamodule=ready.data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # what Lightning makes of signals
+        except SystemExit as end:  # what Lightning makes of signals
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from end
             if stop.signal is None:
                 raise
 
@@ -197,7 +199,7 @@ def _generator(
     cost = {
         "seconds": seconds,
         "iterations": ready.recipe.iterations,
-        "bytes_read": planned["setup_read_bytes"] + ready.recipe.iterations * planned["batch_read_bytes"],
+        "bytes_read": planned["setup_read_bytes"] + ready.recipe.iterations * planned["step_read_bytes"],
         "peak_bytes": peak_bytes(device),
     }
     draw = FlowDraw(network, ready.codec, module.source.to(device), ready.recipe, device)

@@ -118,7 +118,7 @@ def largest_compiled(
 
 def words(bits: np.ndarray) -> np.ndarray:
     """(models, words) uint64 of (models, bytes), zeros behind."""
-    padded = np.zeros((len(bits), -(-bits.shape[1] // 8) * 8), np.uint8)
+    padded = np.zeros((len(bits), max(1, -(-bits.shape[1] // 8)) * 8), np.uint8)
     padded[:, : bits.shape[1]] = bits
     return padded.view(np.uint64)
 

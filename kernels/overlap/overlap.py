@@ -111,6 +111,8 @@ def reference_largest(a: Tensor, b: Tensor, groups_a: Tensor | None, groups_b: T
     """As `largest_overlap`, some of b at a time."""
     best = torch.full((len(a),), -1.0, device=a.device)
     index = torch.full((len(a),), -1, dtype=torch.int64, device=a.device)
+    if not len(a):
+        return best, index
     for columns in parts(len(b), max(1, TOGETHER // max(1, len(a)))):
         found = reference(a, b[columns])
         if groups_a is not None and groups_b is not None:
