@@ -46,8 +46,9 @@ class Spread:
         found = found[np.isfinite(found)]
         if not len(found):
             return cls(0, *[math.nan] * 7)
+        low, first, median, third, high = np.quantile(found, (0, 0.25, 0.5, 0.75, 1)).tolist()
         error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else math.nan
-        return cls(len(found), *map(float, np.quantile(found, (0, 0.25, 0.5, 0.75, 1))), float(found.mean()), error)
+        return cls(len(found), low, first, median, third, high, float(found.mean()), error)
 
 
 @dataclass(frozen=True)
