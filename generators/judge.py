@@ -222,13 +222,13 @@ def _finetuned(stick: Yardstick, drawn: Drawn, count: int, seed: int, threads: i
     population = stick.population
     some = drawn.weights[:count]
     given = {"samples": some, **starts(population, some, seed=seed)}
-    finished = [finish(population, weights, population.data) for weights in given.values()]
-    try:
-        found = train_on(population, np.concatenate(finished), EPOCHS, seed=seed, threads=threads)
-    except InvalidSpecError:  # of a zoo that was not built from a spec, which says how to train
-        return ()
     curves = []
-    for name, accuracy in zip(given, np.split(found, len(given)), strict=True):
+    for name, weights in given.items():  # one by one: network n of each sees the same batches
+        ready = finish(population, weights, population.data)
+        try:
+            accuracy = train_on(population, ready, EPOCHS, seed=seed, threads=threads)
+        except InvalidSpecError:  # of a zoo that was not built from a spec, which says how to train
+            return ()
         each = [Spread.of(column) for column in accuracy.T]
         mean, error = (tuple(getattr(one, part) for one in each) for part in ("mean", "error"))
         curves.append(FineTuned(name, len(accuracy), EPOCHS, mean, error))

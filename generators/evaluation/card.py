@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catalog.errors import FormatError
+from catalog.errors import FormatError, MissingDataError
 from catalog.folder import Folder
 from generators.evaluation.records import from_json, to_json
 
@@ -46,8 +46,9 @@ class Spread:
         found = found[np.isfinite(found)]
         if not len(found):
             return cls(0, *[math.nan] * 7)
+        low, first, median, third, high = np.quantile(found, (0, 0.25, 0.5, 0.75, 1)).tolist()
         error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else math.nan
-        return cls(len(found), *map(float, np.quantile(found, (0, 0.25, 0.5, 0.75, 1))), float(found.mean()), error)
+        return cls(len(found), low, first, median, third, high, float(found.mean()), error)
 
 
 @dataclass(frozen=True)
@@ -329,13 +330,17 @@ def read_card(folder: str | os.PathLike[str]) -> Card:
     """The card in a folder.
 
     Raises:
-        FormatError: it is none. FileNotFoundError, StorageError: there is none, or it cannot be read.
+        FormatError: it is none. MissingDataError, StorageError: there is none, or it cannot be read.
     """
-    body = Folder.at(folder).read(FILE, LIMIT)
+    place = Folder.at(folder)
+    try:
+        body = place.read(FILE, LIMIT)
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{place.url} holds no card: no {FILE}; `weightscape card` makes one") from error
     try:
         content = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{Folder.at(folder).path(FILE)} is not JSON: {error}") from error
+        raise FormatError(f"{FILE} of {place.url} is not JSON: {error}") from error
     return Card.from_json(content)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from catalog.errors import GeneratorError
-from generators.evaluation.card import Card, Row, Spread
+from generators.evaluation.card import Card, Row
 from generators.evaluation.panels import (
     COLOURS,
     MINE,
@@ -23,10 +23,10 @@ from generators.evaluation.panels import (
     novelty_axes,
     plain,
 )
+from generators.evaluation.table import cells, headings
 from zoo.plots import style
 
 LINE = 0.125  # inches of a line of small text
-COLUMNS = ("", "accuracy %", "novelty, quotient", "raw", "error-IoU", "disagree %", "rms", "N&P")
 EDGES = (0.0, 0.22, 0.35, 0.53, 0.60, 0.69, 0.79, 0.865)  # where the columns stand
 CAPTION = (
     "Accuracy: mean and deviation over networks. Novelty: median distance to the nearest training network over the "
@@ -179,44 +179,6 @@ def _small_rows(card: Card) -> int:
 
 def _table_rows(card: Card) -> list[Row]:
     return [card.samples, *card.baselines, card.held_out, card.training]
-
-
-def cells(card: Card, row: Row) -> list[str]:
-    """The numbers of a row as text, in the order of `COLUMNS`."""
-    shown = [m for m in card.protocol.multiples if m >= 1][:1] or list(card.protocol.multiples[-1:])
-    share, error = card.share(row, shown[0])
-    accuracy = f"{100 * row.accuracy.mean:.1f} ± {100 * _deviation(row.accuracy):.1f}"
-    return [
-        row.label,
-        accuracy if row.accuracy.count else "none",
-        _quartiles(row.quotient),
-        _number(row.raw.median),
-        _number(row.error_iou.median),
-        _number(100 * row.disagreement.median, 1),
-        _number(row.rms),
-        f"{share:.3f} ± {error:.3f}" if math.isfinite(share) else "",
-    ]
-
-
-def headings(card: Card) -> list[str]:
-    """What the columns are, the last with its multiple."""
-    shown = [m for m in card.protocol.multiples if m >= 1][:1] or list(card.protocol.multiples[-1:])
-    return [*COLUMNS[:-1], f"N&P, m = {shown[0]:g}"]
-
-
-def _deviation(spread: Spread) -> float:
-    """Standard deviation over networks, from the standard error of their mean."""
-    return spread.error * math.sqrt(spread.count) if spread.count > 1 else math.nan
-
-
-def _quartiles(spread: Spread) -> str:
-    if not spread.count:
-        return ""
-    return f"{spread.median:.2f} ({spread.first:.2f} to {spread.third:.2f})"
-
-
-def _number(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else ""
 
 
 def _table(part: Any, card: Card, rows: Sequence[Row]) -> None:

@@ -157,7 +157,7 @@ def _codec(card: Card) -> list[str]:
 def _broken(card: Card) -> list[str]:
     if not card.samples.broken > 0:
         return []
-    return [f"{100 * card.samples.broken:.2g} % of the samples are broken: weights or outputs that are not finite"]
+    return [f"{100 * card.samples.broken:.3g} % of the samples are broken: weights or outputs that are not finite"]
 
 
 def _rivals(card: Card) -> list[Row]:
@@ -177,7 +177,7 @@ def _above(card: Card, one: Row, other: Row, multiple: float) -> bool:
     for row in (one, other):
         share, error = (np.array([value]) for value in card.share(row, multiple))
         curves.append(Curve(np.array([multiple]), share, error, error, row.count, card.protocol.alpha))
-    return bool(above(*curves, z=ERRORS)[0])
+    return bool(above(curves[0], curves[1], ERRORS)[0])
 
 
 def _better(one: FineTuned, other: FineTuned, epoch: int) -> bool:
