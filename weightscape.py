@@ -412,9 +412,8 @@ def card(
 ) -> None:
     """Judge a generator: does it work, is it new, does it beat trivial baselines? Writes card.json and card.png."""
     with _errors(as_json):
-        from generators.printing import print_card
-
         from generators.judge import judge, write_card
+        from generators.printing import print_card
         from generators.progress import stages
         from generators.stored import load, population_of
 
