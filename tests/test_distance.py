@@ -69,7 +69,7 @@ def test_a_tight_cluster_is_right_too(impl: str) -> None:
     np.testing.assert_allclose(pairwise_distance(b, b[::2], impl=impl), truth(b, b[::2]), rtol=RIGHT, atol=0)
 
 
-@pytest.mark.parametrize("factor", [1e-22, 1e-12, 1e12, 1e17])
+@pytest.mark.parametrize("factor", [1e-22, 1e-12, 1e12, 1e20])
 def test_any_magnitude(factor: float) -> None:
     a, b = population(9, 100) * np.float32(factor), population(8, 100, 1) * np.float32(factor)
     np.testing.assert_allclose(pairwise_distance(a, b), truth(a, b), rtol=RIGHT, atol=0)
