@@ -50,6 +50,9 @@ RESTARTS = 0
 MEMBERS = 256  # training models that make the common frame; the others join it
 TOGETHER = 1 << 23  # numbers of weights of pairs held at once
 
+SPACED = 2048  # training models at most whose spacing is found: its median is known to a percent from far fewer
+Groups = tuple[np.ndarray, np.ndarray]  # of the models of a and of b, int64
+
 
 @dataclass(frozen=True)
 class Search:
@@ -84,7 +87,9 @@ class Quotient:
     Args:
         symmetry: None where there is none to remove.
         weights: (models, size) float32, balanced and in a common order of units, or as they are without a symmetry.
-        universe: (size,) that they are aligned to. spacing: quotient distances to the nearest of another lineage.
+        universe: (size,) that they are aligned to.
+        spacing: quotient distances to the nearest of another lineage, of the models at `spaced`: all, or of more than
+            `SPACED` so many, evenly spread.
     """
 
     layout: Layout
@@ -93,6 +98,7 @@ class Quotient:
     weights: np.ndarray
     universe: np.ndarray
     spacing: Spacing
+    spaced: np.ndarray
 
 
 def quotient_of(
@@ -114,15 +120,16 @@ def quotient_of(
     search = search or Search()
     if symmetry is None or not symmetry.moving:
         own = spacing(training, lineages, layout)
-        return Quotient(layout, None, search, training, np.empty(0, np.float32), own)
+        return Quotient(layout, None, search, training, np.empty(0, np.float32), own, np.arange(len(training)))
     values, codes = as_weights(training, layout.size, "training weights"), lineage_codes(lineages, len(training))
     check_finite(values, "training weights")
     balanced = canonical(symmetry, values)
     members = balanced[np.linspace(0, len(balanced) - 1, min(len(balanced), MEMBERS)).astype(int)]
     universe = align_universe(symmetry, members, seed=search.seed, threads=search.threads).universe
     joined = _joined(symmetry, balanced, universe, search)
-    own = checked_spacing(Spacing(*_nearest(symmetry, joined, joined, search, codes)))
-    return Quotient(layout, symmetry, search, joined, universe, own)
+    spaced = np.linspace(0, len(joined) - 1, min(len(joined), SPACED)).round().astype(np.int64)
+    own = checked_spacing(Spacing(*_nearest(symmetry, joined[spaced], joined, search, (codes[spaced], codes))))
+    return Quotient(layout, symmetry, search, joined, universe, own, spaced)
 
 
 def quotient_novelty(samples: np.ndarray, known: Quotient) -> Novelty:
@@ -161,9 +168,9 @@ def _joined(symmetry: Symmetry, weights: np.ndarray, universe: np.ndarray, searc
 
 
 def _nearest(
-    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: np.ndarray | None = None
+    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: Groups | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to and index of the nearest of b for each of a; with groups a is b, and its own group is left out."""
+    """Distance to and index of the nearest of b for each of a; with groups of both, none of the same group."""
     places = _candidates(symmetry, a, b, search, groups)
     first = _apart(symmetry, a, b, places, groups, lambda x, y: _by_order(symmetry, x, y, search))
     kept = np.argsort(first, 1, kind="stable")[:, : search.refined]
@@ -173,19 +180,17 @@ def _nearest(
     return np.take_along_axis(apart, best, 1)[:, 0], np.take_along_axis(places, best, 1)[:, 0]
 
 
-def _candidates(
-    symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: np.ndarray | None
-) -> np.ndarray:
+def _candidates(symmetry: Symmetry, a: np.ndarray, b: np.ndarray, search: Search, groups: Groups | None) -> np.ndarray:
     """(models a, candidates) int64, -1 where there is none: all, or those nearest as they are and by invariants."""
     if len(b) <= search.limit:
         return np.tile(np.arange(len(b)), (len(a), 1))
     layout, count = symmetry.layout, min(search.candidates, len(b))
-    found = []
+    (own, theirs), found = groups or (None, None), []
     for one, other in (
         (parameters(a, layout, "samples"), parameters(b, layout, "training weights")),
         (invariants(symmetry, a), invariants(symmetry, b)),
     ):
-        found.append(nearest(one, other, count, groups_a=groups, groups_b=groups)[1])
+        found.append(nearest(one, other, count, groups_a=own, groups_b=theirs)[1])
     places = np.sort(np.concatenate(found, 1), 1)
     places[:, 1:][places[:, 1:] == places[:, :-1]] = -1
     return places
@@ -196,13 +201,13 @@ def _apart(
     a: np.ndarray,
     b: np.ndarray,
     places: np.ndarray,
-    groups: np.ndarray | None,
+    groups: Groups | None,
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Distances to the models of b at these places, infinite where there is none or one of the same group."""
     known = places >= 0
     if groups is not None:
-        known &= groups[:, None] != groups[places]
+        known &= groups[0][:, None] != groups[1][places]
     rows, columns = np.nonzero(known)
     found = np.empty(len(rows))
     step = max(1, TOGETHER // symmetry.layout.size)

@@ -150,12 +150,13 @@ class Yardstick:
 
     def training_row(self) -> Row:
         """The training networks, each against those of other lineages: what independent runs look like."""
-        base, own = self.reference, self.quotient.spacing
-        drawn = Drawn("training", "", base, base.weights, self.training, float("nan"))
-        shared = own_error_iou(self.training.bits, self.lineages)
-        apart = disagreement(self.training.predictions, self.training.predictions[own.nearest])
-        raw, quotient = (one.distance / one.tau for one in (base.own, own))
-        return self._row(drawn, raw, quotient, shared.iou, apart)
+        base, own, places = self.reference, self.quotient.spacing, self.quotient.spaced
+        seen = self.training.pick(places)
+        drawn = Drawn("training", "", base, base.weights[places], seen, float("nan"))
+        shared = own_error_iou(self.training.bits, self.lineages).iou[places]
+        apart = disagreement(seen.predictions, self.training.predictions[own.nearest])
+        raw = base.own.distance[places] / base.own.tau
+        return self._row(drawn, raw, own.distance / own.tau, shared, apart)
 
     def _row(self, drawn: Drawn, raw: np.ndarray, quotient: np.ndarray, shared: np.ndarray, apart: np.ndarray) -> Row:
         seen, count = drawn.seen, len(drawn.weights)
