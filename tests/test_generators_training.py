@@ -503,11 +503,27 @@ def test_the_log_has_means_and_looks(whole: tuple[Generator, Path]) -> None:
     assert rows[-1]["learning_rate"] < rows[0]["learning_rate"]
 
 
-def test_a_row_is_the_mean_since_the_last(chosen: Population) -> None:
+def test_a_row_is_the_mean_since_the_last(chosen: Population, tmp_path: Path) -> None:
+    """Also where a checkpoint was written between two rows."""
     each: dict[int, float] = {}
-    short = {**SMALL, "iterations": 240, "judge_every": 240}
-    fit_flow(chosen, on_step=lambda step, of, values: each.__setitem__(step, values["loss"]), **short)
-    assert list(each) == list(range(2, 241, 2))
+
+    def keep(step: int, of: int, values: Any) -> None:
+        each[step] = values["loss"]
+
+    def stop(step: int, of: int, values: Any) -> None:
+        if step == 10:
+            raise Stopped
+
+    long = {**SMALL, "iterations": 200, "judge_every": 200}
+    fit_flow(chosen, on_step=keep, **long)
+    assert list(each) == list(range(2, 201, 2))
+    with pytest.raises(Stopped):
+        fit_flow(chosen, out=tmp_path, checkpoint_every=0, on_step=stop, **long)
+    assert checkpoints(tmp_path / "training")[0].name == "000000009.ckpt"
+    before = dict(each)
+    each.clear()
+    fit_flow(chosen, out=tmp_path, on_step=keep, **long)
+    assert each == {step: loss for step, loss in before.items() if step >= 10}
 
 
 def test_a_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
