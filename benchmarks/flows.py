@@ -24,8 +24,9 @@ import catalog
 from benchmarks.record import record
 from generators.baselines import BASELINES
 from generators.evaluation.card import Row
-from generators.evaluation.quotient import Search
+from generators.evaluation.quotient import Quotient, Search, quotient_novelty
 from generators.evaluation.yardstick import MULTIPLES, Drawn, Yardstick, yardstick
+from generators.flow.looks import accuracies
 from generators.generator import Generator
 from generators.judge import judge, write_card
 from generators.kinds import fit
@@ -34,6 +35,7 @@ from zoo.alignment.align import align
 from zoo.alignment.settings import Settings
 from zoo.build import build
 from zoo.spec import ZooSpec
+from zoo.splits import with_validation
 
 FRAMES: dict[str, Settings | None] = {
     "raw": None,
@@ -73,7 +75,7 @@ def measured(stick: Yardstick, generator: Generator, frame: str | None, samples:
     drawn = Drawn(
         generator.kind, generator.fingerprint, stick.references[frame], weights, stick.behaviour(weights), seconds
     )
-    return stick.row(drawn, stick.quotient([drawn], stick.search)[0])
+    return stick.row(drawn)
 
 
 def told(row: Row) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def table(models: int, widths: Sequence[int], seeds: int, iterations: int, sampl
     zoo = zoo_of("64-32-32-10", models + 2 * held, folder)
     for frame in FRAMES:
         found = chosen(zoo, frame, held)
-        stick = yardstick(found, [found.frame], Search(), Search())
+        stick = yardstick(found, [found.frame], Search())
         setting = {"models": models, "zoo": "64-32-32-10", "frame": frame}
         for kind in BASELINES:
             row = measured(stick, fit(kind, found), found.frame, samples)
@@ -113,7 +115,7 @@ def table(models: int, widths: Sequence[int], seeds: int, iterations: int, sampl
             )
         held_out = stick.behaviour(weights := found.read("test"))
         drawn = Drawn("held out", "", stick.reference, weights, held_out, float("nan"))
-        row = stick.row(drawn, stick.quotient([drawn], stick.search)[0])
+        row = stick.row(drawn)
         record("flows", {"operation": "independent runs", "setting": setting, "ours": in_words(row), **told(row)})
         for width, seed in itertools.product(widths, range(seeds)):
             made = fit("flow", found, {"preset": "deepweightflow", "width": width, "iterations": iterations}, seed=seed)
@@ -129,7 +131,8 @@ def prize(name: str, models: int, settings: dict[str, Any], temperatures: Sequen
     zoo = zoo_of(name, models, folder)
     found = chosen(zoo, "universe", max(64, models // 32))
     made = fit("flow", found, settings)
-    choices = {t: validated(made, found, t) for t in temperatures}
+    known = yardstick(found, [], Search()).quotient
+    choices = {t: validated(made, found, known, t) for t in temperatures}
     best = max(choices, key=lambda t: choices[t])
     print({"validation, share novel and performant at m = 1": choices}, flush=True)
     card = judge(heated(made, best), found, samples=samples, finetune=0)
@@ -155,19 +158,16 @@ def heated(generator: Generator, temperature: float) -> Generator:
     )
 
 
-def validated(generator: Generator, found: Population, temperature: float, samples: int = 256) -> float:
-    """Share of samples, of another seed, performant on validation data and as new as half the independent runs."""
-    from generators.flow.looks import accuracies
-    from zoo.splits import with_validation
-
-    stick = yardstick(found, [found.frame], Search(), Search())
+def validated(
+    generator: Generator, found: Population, known: Quotient, temperature: float, samples: int = 256
+) -> float:
+    """Share of samples, of another seed, performant on validation data and as new as half the independent runs are."""
     weights = heated(generator, temperature).sample(samples, seed=1)
     validation = with_validation(found.data)[1]
     train = found.read("train", np.linspace(0, len(found.split("train")) - 1, 256).astype(int))
     least = 0.92 * np.median(accuracies(found.architecture, train, validation))
     good = accuracies(found.architecture, weights, validation) >= least
-    drawn = Drawn("flow", "", stick.reference, weights, stick.behaviour(weights), 0.0)
-    return float((good & (stick.quotient([drawn], stick.search)[0].ratio >= 1)).mean())
+    return float((good & (quotient_novelty(weights, known).ratio >= 1)).mean())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
