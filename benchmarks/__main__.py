@@ -36,13 +36,14 @@ class Benchmark:
 
 BENCHMARKS = {
     "training": Benchmark("populations against PyTorch loops, all cores", 4),
-    "evaluation": Benchmark("evaluating populations against load_state_dict and forward, one core", 3),
-    "landscape": Benchmark("all metrics of the 168 models of phases_small", 1.9),
+    "evaluation": Benchmark("evaluating populations against load_state_dict and forward, one core", 2.4),
+    "generation": Benchmark("evaluating generated networks, a card of a generator, drawing from flows", 2),
+    "landscape": Benchmark("all metrics of the 168 models of phases_small", 1.3),
     "connectivity": Benchmark("Bezier curves of 100 pairs against one pair after the other, one core", 1),
     "curvature": Benchmark("Hessians of 100 networks against PyHessian, one core", 1.8, needs="pyhessian"),
     "storage": Benchmark("writing and reading against .pt files and zarr-python", 4),
     "packing": Benchmark("packed against raw weights, size and time", 2, always=False),
-    "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 6),
+    "scaling": Benchmark("from 10 to 100,000 models and widths 8 to 512; building presets", 5.4),
     "agreement": Benchmark("population training against one network at a time, float64", 1, always=False),
     "alignment": Benchmark("populations against one model at a time with scipy, one core and all; growth", 2.2),
     "assignment": Benchmark("linear assignment on costs of matching against scipy, lapx and torch, one core", 0.8),

@@ -27,7 +27,7 @@ READ = ("test_accuracy", "mode_connectivity", "cka_yang", "linear_barrier", "hes
 def main(argv: Sequence[str] | None = None) -> int:
     """A row: seconds, cells and means of each phase."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.landscape", description=__doc__)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--preset", default="phases_small")
     given = parser.parse_args(argv)
     seconds = []

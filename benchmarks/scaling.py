@@ -24,6 +24,7 @@ from zoo.presets import PRESETS
 MODELS = (10, 100, 1_000, 10_000, 100_000)
 WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 BEARABLE = 150_000  # model-steps that the reference is made to take a turn: some ten seconds
+SLOW = 3  # pairs at the largest width, a turn of which takes ten seconds
 CHUNK = 4096  # models that are laid out and trained at once
 BARS = {"phases_small": 60.0}  # seconds
 
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for width in WIDTHS:
         if width <= given.widest:
             numbers = (("depth", 2), ("width", width), ("activation", "relu"))
-            models(Population(64, numbers=numbers), given.pairs)
-    build_turns = min(3, given.pairs)
+            models(Population(64, numbers=numbers), given.pairs if width < WIDTHS[-1] else min(SLOW, given.pairs))
+    build_turns = min(2, given.pairs)
     for name in ("demo", "phases_small"):
         preset(name, build_turns)
 
