@@ -277,7 +277,7 @@ def test_broken_samples_count_and_hurt_no_others(known: Population) -> None:
 
     found = quick(drawing(known, draw), known).samples
     assert (found.count, found.broken, found.accuracy.count) == (SAMPLES, 0.25, 36)
-    assert sum(found.accuracies) == 36
+    assert sum(found.accuracies) == found.disagreement.count == found.error_iou.count == 36
     truth = quick(whole, known)
     everyone, alpha = truth.samples, truth.protocol.alpha
     whole_ones = [point for number, point in enumerate(everyone.points) if number % 4]
