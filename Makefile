@@ -35,6 +35,12 @@ demo: core
 	$(BIN)/weightscape phases demo.zoo --rule median
 	$(BIN)/weightscape align demo.zoo
 	$(BIN)/weightscape verify demo.zoo
+	$(BIN)/weightscape build lineages lineages.zoo
+	$(BIN)/weightscape align lineages.zoo --balance
+	$(BIN)/weightscape train flow lineages.zoo flow.generator --frame universe --set iterations=700
+	$(BIN)/weightscape sample flow.generator samples.zoo -n 1000
+	$(BIN)/weightscape card flow.generator
+	@echo "flow.generator/card.png has the plots"
 
 # The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles
 # what is not in numba's cache, once, where each process of pytest would do it for itself.
