@@ -12,7 +12,8 @@ from generators import covariance
 from generators.codec import fit_codec
 from generators.codec_file import load_codec, save_codec
 from generators.covariance import with_covariance
-from generators.flow.networks import build_network
+from generators.flow.networks import Preconditioned, build_network
+from generators.flow.paths import PATHS
 from generators.flow.solvers import integrate
 from generators.flow.source import make_source
 from generators.population import population
@@ -42,8 +43,9 @@ def test_the_factor_is_a_root_of_the_covariance(tmp_path: Path, models: int, siz
     np.testing.assert_allclose(np.diag(expected), 1, atol=1e-5)  # scaled by coordinate
 
 
-def test_the_factor_without_scaling_leaves_the_mean_out(tmp_path: Path) -> None:
-    found = population(store(tmp_path / "zoo", correlated(60, 7)))
+@pytest.mark.parametrize(("models", "size"), [(20, 40), (60, 7)])
+def test_the_factor_without_scaling_leaves_the_mean_out(tmp_path: Path, models: int, size: int) -> None:
+    found = population(store(tmp_path / "zoo", correlated(models, size)))
     codec = with_covariance(fit_codec(found, scaling="none"), found)
     assert codec.factor is not None
     expected = np.cov(found.read("train").astype(np.float64), rowvar=False, bias=True)
@@ -92,6 +94,24 @@ def test_a_network_that_adds_nothing_carries_noise_to_the_gaussian(path: str, sc
     with torch.no_grad():
         x_1 = integrate(lambda x, t: network(x, t.expand(len(x))), x_0, "rk4", 64)
     torch.testing.assert_close(x_1, x_0 / scale, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("path", "scale"), [("linear", 1.0), ("linear", 0.5), ("variance_preserving", 0.5)])
+def test_the_network_sees_numbers_of_the_datas_deviation(path: str, scale: float) -> None:
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+            seen.append(x)
+            return torch.zeros_like(x)
+
+    generator = torch.Generator().manual_seed(0)
+    x_0, x_1 = (torch.randn(100_000, 2, generator=generator) for _ in range(2))
+    network = Preconditioned(Recorder(), PATHS[path], scale)
+    for time in (0.1, 0.5, 0.8):
+        t = torch.full((len(x_0),), time)
+        network(PATHS[path].between(scale * x_0, x_1, t)[0], t)
+        torch.testing.assert_close(seen[-1].std(0), torch.ones(2), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("architecture", [MLP, CNN], ids=str)

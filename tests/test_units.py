@@ -81,6 +81,13 @@ def test_every_parameter_is_in_a_token(symmetry: Symmetry) -> None:
     assert (units.counts >= 1).all()
 
 
+def test_a_head_is_one_token_with_all_its_rows() -> None:
+    symmetry = heads(3, 2)
+    inside = {name for name in symmetry.groups if symmetry.ancestors(name)}
+    assert inside
+    assert not inside & set(Units.of(symmetry).index)
+
+
 def test_bad_input() -> None:
     layout = Layout(("w",), ((2, 3),))
     with pytest.raises(ValueError, match="no hidden units"):
