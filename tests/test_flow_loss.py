@@ -143,7 +143,7 @@ def trained(recipe: FlowRecipe, data: Tensor, condition: Tensor | None = None, s
     return network.eval()
 
 
-MIXTURE = FlowRecipe(width=48, depth=2, iterations=300, batch_size=256, learning_rate=5e-3, condition_dropout=0.2)
+MIXTURE = FlowRecipe(width=32, depth=2, iterations=500, batch_size=256, learning_rate=3e-3, condition_dropout=0.2)
 
 
 @pytest.mark.parametrize(
