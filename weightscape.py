@@ -448,8 +448,9 @@ def generators(as_json: Json = False) -> None:
         if as_json:
             print(json.dumps({"generators": known, "presets": recipes}))
             return
-        for name, defaults in known.items():
-            print(f"{name:14} {', '.join(f'{k}={v}' for k, v in defaults.items()) or 'presets: ' + ', '.join(recipes)}")
+        for name, kind in GENERATORS.items():
+            settings = ", ".join(f"{setting}={value}" for setting, value in kind.settings.items())
+            print(f"{name:14} {settings if kind.baseline else 'presets: ' + ', '.join(recipes)}".rstrip())
         for name, recipe in RECIPES.items():
             print(f"\n{name}: {(recipe.__doc__ or '').splitlines()[0]}")
             print(", ".join(f"{key}={value}" for key, value in recipes[name].items()))
