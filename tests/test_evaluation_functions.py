@@ -1,4 +1,4 @@
-"""Predictions, overlaps of errors, disagreement, diversity and performance: hand-made sets, loops and invariances."""
+"""Predictions, overlaps of errors, disagreement and diversity: hand-made sets, loops and invariances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from catalog.errors import GeneratorError, InvalidSpecError
+from catalog.errors import GeneratorError
 from generators.evaluation.diversity import diversity, ensemble_gain
 from generators.evaluation.functions import (
     behaviour,
@@ -20,14 +20,10 @@ from generators.evaluation.functions import (
     predictions,
 )
 from generators.evaluation.honesty import random_scales
-from generators.evaluation.performance import performance, with_statistics
 from zoo.architectures import Architecture
 from zoo.datasets import load_dataset
-from zoo.landscape.norms import reestimate
 from zoo.plan import make_plan
 from zoo.spec import ZooSpec
-from zoo.splits import test_split as held_out_split
-from zoo.splits import train_split
 from zoo.symmetries import symmetry_of
 from zoo.train import train
 
@@ -196,31 +192,3 @@ def test_votes_by_hand() -> None:
         ensemble_gain(votes, labels[:2])
     with pytest.raises(GeneratorError, match="1 or more"):
         ensemble_gain(votes, labels, votes=0)
-
-
-# Performance
-
-
-def test_performance_sums_up_and_counts_failures() -> None:
-    found = performance(np.array([0.5, 0.7, math.nan, 0.9]))
-    assert (found.smallest, found.largest, found.median.value, found.failed.value) == (0.5, 0.9, 0.7, 0.25)
-    assert found.mean.value == pytest.approx(0.7)
-    assert math.isnan(performance(np.array([math.nan])).largest)
-    with pytest.raises(GeneratorError, match="accuracies"):
-        performance(np.zeros((2, 2)))
-
-
-def test_statistics_come_from_training_data_alone() -> None:
-    network = Architecture("cnn", {"style": "small_cnn_zoo", "channels": 2, "norm": "batch"}, (1, 8, 8), 10)
-    weights = np.random.default_rng(0).standard_normal((3, network.layout.size)).astype(np.float32)
-    weights[1, 0] = np.nan
-    split = train_split(DIGITS, 64)
-    found = with_statistics(network, weights, split)
-    assert np.array_equal(found[1], weights[1], equal_nan=True)
-    expected = reestimate(network, torch.from_numpy(weights[[0, 2]]), split.x).numpy()
-    np.testing.assert_array_equal(found[[0, 2]], expected)
-    assert (found[0] != weights[0]).any()
-    with pytest.raises(InvalidSpecError, match="test split"):
-        with_statistics(network, weights, held_out_split(DIGITS))
-    architecture, plain = networks()
-    assert with_statistics(architecture, plain, split) is plain
