@@ -15,7 +15,7 @@ from catalog.errors import GeneratorError, NotAZooError, StorageError, UnknownNa
 from catalog.fragments import software
 from catalog.store import Zoo
 from catalog.write import make_variant, write_shard
-from generators.generator import Generator
+from generators.generator import TOGETHER, Generator
 from generators.members import Members
 from generators.population import Population
 from generators.request import Request
@@ -28,6 +28,7 @@ from zoo.plan import Plan
 from zoo.shards import measured, one_thread
 from zoo.splits import fitting, train_split
 
+NUMBERS = 1 << 26  # of weights that are drawn at once at most, but for one network
 FAILED = "its weights are not finite"
 
 
@@ -95,14 +96,42 @@ def write_samples(
     made = catalog.create(
         url, name=request.name, variants=[variant], spec=request.spec, info=request.info, **storage_options
     )
-    committed = made.committed()
+    committed, blocks = made.committed(), _Blocks(request, on_models)
     for shard in range(variant.grid.num_shards):
         if (variant.name, shard) not in committed:
-            weights, rows = _shard(request, plan, members, variant.grid.models(shard), threads, on_models)
+            models = variant.grid.models(shard)
+            weights, rows = _shard(request, plan, members, models, blocks.at(models), threads)
             versions = software(torch=torch.__version__, device="cpu")
             write_shard(made, variant.name, shard, weights[:, None], rows, versions)
     catalog.rebuild_table(made)
     return made
+
+
+class _Blocks:
+    """Draws samples by blocks of `TOGETHER`, which cost the same however few of them are taken, and keeps the last."""
+
+    def __init__(self, request: Request, on_models: Callable[[int], None] | None) -> None:
+        self.request, self.on_models = request, on_models
+        self.size = max(1, min(TOGETHER, NUMBERS // max(1, request.generator.layout.size)))
+        self.number, self.kept = -1, np.empty((0, 0), np.float32)
+
+    def at(self, models: range) -> np.ndarray:
+        """(models, size) of these numbers."""
+        found = []
+        for number in range(models.start // self.size, -(-models.stop // self.size)):
+            first = number * self.size
+            block = self._block(number, range(first, min(first + self.size, self.request.count)))
+            found.append(block[max(models.start - first, 0) : models.stop - first])
+        return np.concatenate(found)
+
+    def _block(self, number: int, models: range) -> np.ndarray:
+        if number != self.number:
+            asked = self.request.conditions_of(models)
+            self.kept = self.request.generator.sample(
+                len(models), seed=self.request.seed, first=models.start, conditions=asked, on_models=self.on_models
+            )
+            self.number = number
+        return self.kept
 
 
 def _shard(
@@ -110,18 +139,11 @@ def _shard(
     plan: Plan,
     members: Members | None,
     models: range,
+    drawn: np.ndarray,
     threads: int | None,
-    on_models: Callable[[int], None] | None,
 ) -> tuple[np.ndarray, pl.DataFrame]:
-    """Weights (models, size) and rows of some samples: drawn, finished, evaluated."""
+    """Weights (models, size) and rows of some samples: finished, evaluated."""
     generator = request.generator
-    drawn = generator.sample(
-        len(models),
-        seed=request.seed,
-        first=models.start,
-        conditions=request.conditions_of(models),
-        on_models=on_models,
-    )
     runs = plan.runs[generator.source["variant"]][models.start : models.stop]
     weights = finish(generator.architecture, drawn, plan.data, samples=runs[0].samples)
     stored, threads = np.isfinite(weights).all(1), threads or torch.get_num_threads()
