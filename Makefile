@@ -37,7 +37,7 @@ demo: core
 	$(BIN)/weightscape verify demo.zoo
 	$(BIN)/weightscape build lineages lineages.zoo
 	$(BIN)/weightscape align lineages.zoo --balance
-	$(BIN)/weightscape train flow lineages.zoo flow.generator --frame universe --set iterations=700
+	$(BIN)/weightscape train flow lineages.zoo flow.generator --frame universe --set iterations=1200
 	$(BIN)/weightscape sample flow.generator samples.zoo -n 1000
 	$(BIN)/weightscape card flow.generator
 	@echo "flow.generator/card.png has the plots"

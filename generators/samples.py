@@ -82,7 +82,7 @@ def write_samples(
         conditions: as for `Generator.sample`.
         zoo: that it learned from, where it has moved; without any, distances are null.
         threads: of evaluation, None for as many as torch uses. No bit depends on it.
-        on_models: called with a number of networks each time so many are drawn; raising in it stops.
+        on_models: called with a number of networks each time so many (a shard) are drawn; raising in it stops.
 
     Raises:
         GeneratorError: a count below 1, conditions that it was not trained with, another zoo, one without a spec.
@@ -96,11 +96,14 @@ def write_samples(
     made = catalog.create(
         url, name=request.name, variants=[variant], spec=request.spec, info=request.info, **storage_options
     )
-    committed, blocks = made.committed(), _Blocks(request, on_models)
+    committed, blocks = made.committed(), _Blocks(request)
     for shard in range(variant.grid.num_shards):
         if (variant.name, shard) not in committed:
             models = variant.grid.models(shard)
-            weights, rows = _shard(request, plan, members, models, blocks.at(models), threads)
+            drawn = blocks.at(models)
+            if on_models:
+                on_models(len(models))
+            weights, rows = _shard(request, plan, members, models, drawn, threads)
             versions = software(torch=torch.__version__, device="cpu")
             write_shard(made, variant.name, shard, weights[:, None], rows, versions)
     catalog.rebuild_table(made)
@@ -110,8 +113,8 @@ def write_samples(
 class _Blocks:
     """Draws samples by blocks of `TOGETHER`, which cost the same however few of them are taken, and keeps the last."""
 
-    def __init__(self, request: Request, on_models: Callable[[int], None] | None) -> None:
-        self.request, self.on_models = request, on_models
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.size = max(1, min(TOGETHER, NUMBERS // max(1, request.generator.layout.size)))
         self.number, self.kept = -1, np.empty((0, 0), np.float32)
 
@@ -127,9 +130,8 @@ class _Blocks:
     def _block(self, number: int, models: range) -> np.ndarray:
         if number != self.number:
             asked = self.request.conditions_of(models)
-            self.kept = self.request.generator.sample(
-                len(models), seed=self.request.seed, first=models.start, conditions=asked, on_models=self.on_models
-            )
+            generator, seed = self.request.generator, self.request.seed
+            self.kept = generator.sample(len(models), seed=seed, first=models.start, conditions=asked)
             self.number = number
         return self.kept
 
