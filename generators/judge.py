@@ -80,7 +80,7 @@ def judge(
             stick = yardstick(found, wanted, Search(threads=many))
         with clock("the zoo's own spacing"):
             training = stick.training_row()
-        mine, held_out, drawn = _judged(generator, stick, samples, seed, conditions, clock)
+        mine, held_out, drawn = _judged(generator, stick, samples, seed, conditions, clock, many)
         with clock("baselines", f"{len(names) * len(wanted)} baselines"):
             rows = _baselines(names, wanted, stick, samples, seed, many)
         with clock("fine-tune"):
@@ -165,11 +165,16 @@ def _own_population(generator: Generator, population: Population | None) -> Popu
 
 
 def _draw(
-    generator: Generator, stick: Yardstick, samples: int, seed: int, conditions: Mapping[str, Any] | None = None
+    generator: Generator,
+    stick: Yardstick,
+    samples: int,
+    seed: int,
+    conditions: Mapping[str, Any] | None = None,
+    threads: int = 1,
 ) -> Drawn:
     """Samples that are ready to be used, and what they do."""
     population, begin = stick.population, time.perf_counter()
-    weights = generator.sample(samples, seed=seed, conditions=conditions)
+    weights = generator.sample(samples, seed=seed, conditions=conditions, threads=threads)
     seconds = (time.perf_counter() - begin) / samples
     weights = finish(population, weights, population.data)
     reference = stick.references[generator.source["frame"]]
@@ -183,10 +188,11 @@ def _judged(
     seed: int,
     conditions: Mapping[str, Any] | None,
     clock: _Clock,
+    many: int,
 ) -> tuple[Row, Row, Drawn]:
     """The generator's row, that of networks held out, and the samples."""
     with clock("draw and evaluate", f"draw {samples} networks and evaluate them"):
-        drawn = _draw(generator, stick, samples, seed, conditions)
+        drawn = _draw(generator, stick, samples, seed, conditions, many)
         weights = np.concatenate([stick.population.read(split) for split in ("validation", "test")])
         held = Drawn("held out", "", stick.reference, weights, stick.behaviour(weights), math.nan)
     with clock("compare", "compare them with the training networks"):

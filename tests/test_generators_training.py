@@ -369,6 +369,7 @@ def test_a_sample_depends_on_no_other(whole: tuple[Generator, Path]) -> None:
     many = made.sample(TOGETHER + 9, seed=5)
     assert np.array_equal(made.sample(3, seed=5, first=TOGETHER - 1), many[TOGETHER - 1 : TOGETHER + 2])
     assert np.array_equal(made.sample(1, seed=5, first=100), many[100:101])
+    assert np.array_equal(made.sample(len(many), seed=5, threads=2), many)
     numbers = np.array([7, 2, TOGETHER + 1])
     assert np.array_equal(made.draw(numbers, 5, None), many[numbers])
     assert not np.array_equal(made.sample(3, seed=6), many[:3])
