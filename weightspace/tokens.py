@@ -53,7 +53,7 @@ class Tokens:
         Raises:
             ValueError: a width below 1, or roles that there are not.
 
-        Source: row tokens as in SANE, Schuerholt et al. 2024, arXiv 2406.09997, section 3.1. Differs: a row keeps its
+        Source: row tokens as in SANE, Schuerholt et al. 2024, arXiv 2406.09997. Differs: a row keeps its
             bias, and a layer its own number of tokens.
 
         >>> layout = Layout(("fc.weight", "fc.bias"), ((2, 3), (2,)))

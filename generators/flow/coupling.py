@@ -30,7 +30,7 @@ def optimal_transport(x_0: Tensor, x_1: Tensor, condition: Tensor | None = None)
 
     Source: Tong et al. 2024, "Improving and generalizing flow-based generative models with minibatch optimal
         transport", arXiv 2302.00482, section 3.2.3, algorithm 3; the assignment is exact, as theirs. Conditions: Cheng
-        and Schwing 2025, "The curse of conditions", arXiv 2503.10636, section 3. Differs: their weight is searched for
+        and Schwing 2025, "The curse of conditions", arXiv 2503.10636 (C2OT). Differs: their weight is searched for
         in each batch, ours is fixed in units of the mean squared distances.
     """
     from kernels.assignment.assign import assign  # numba takes a while to import

@@ -17,7 +17,7 @@ def velocity_of(network: nn.Module, condition: Tensor | None, guidance: float = 
     conditional velocity), 0 (the unconditional one) and no condition cost one evaluation of the network, others two.
 
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", arXiv 2207.12598, equation 6, with guidance = 1
-        + w; for flows, Zheng et al. 2023, arXiv 2311.13443, equation 6.
+        + w; for flows, Zheng et al. 2023, arXiv 2311.13443.
     """
     if condition is None or guidance == 1:
         return lambda x, t: network(x, _times(t, x), condition)

@@ -20,7 +20,7 @@ class Path:
         signal, noise: of t (batch,), what x_1 and x_0 are multiplied by; (0, 1) at t = 0 and (1, 0) at t = 1.
         signal_rate, noise_rate: their derivatives.
 
-    Source: Lipman et al. 2023, "Flow matching for generative modeling", arXiv 2210.02747, equations 10 and 14; their
+    Source: Lipman et al. 2023, "Flow matching for generative modeling", arXiv 2210.02747, section 4; their
         x_0 and x_1 are ours.
     """
 
@@ -43,7 +43,7 @@ def _quarter(t: Tensor) -> Tensor:
 PATHS: dict[str, Path] = {
     # straight lines at constant speed: Lipman et al., example II with sigma_min = 0; rectified flow
     "linear": Path(lambda t: t, lambda t: 1 - t, torch.ones_like, lambda t: -torch.ones_like(t)),
-    # signal^2 + noise^2 = 1: Albergo and Vanden-Eijnden 2023, arXiv 2209.15571, equation 2.5 (trigonometric)
+    # signal^2 + noise^2 = 1: Albergo and Vanden-Eijnden 2023, arXiv 2209.15571 (the trigonometric one)
     "variance_preserving": Path(
         lambda t: torch.sin(_quarter(t)),
         lambda t: torch.cos(_quarter(t)),
