@@ -39,8 +39,8 @@ def flow_loss(
         codes: (batch, width), the data x_1. condition: (batch, condition_width) or None.
         source: on the device of the codes.
 
-    Source: Lipman et al. 2023, arXiv 2210.02747, and Tong et al. 2024, arXiv 2302.00482 (the conditional objective); dropped
-        conditions: Ho and Salimans 2022, arXiv 2207.12598, algorithm 1.
+    Source: Lipman et al. 2023, arXiv 2210.02747, and Tong et al. 2024, arXiv 2302.00482 (the conditional objective);
+        dropped conditions: Ho and Salimans 2022, arXiv 2207.12598, algorithm 1.
     """
     velocity, target, _ = _compare(network, codes, condition, source, recipe, seed, step)
     return nn.functional.mse_loss(velocity, target)

@@ -18,9 +18,9 @@ class UnitTransformer(nn.Module):
     unit has a learned position, as aligned networks have an order. A weight between two hidden layers is the mean of
     what both its units say.
 
-    On digits MLPs 64-16-10 its loss on held-out lineages fell from 1.59, the best Gaussian's, to 1.13 in 2,250 iterations
-    of 128, where a residual network on whole vectors was still at the Gaussian's after 1,000 of 256 (15,360 lineages,
-    November 2026).
+    On digits MLPs 64-16-10 its loss on held-out lineages fell from 1.59, the best Gaussian's, to 1.13 in 2,250
+    iterations of 128, where a residual network on whole vectors was still at the Gaussian's after 1,000 of 256 (15,360
+    lineages, November 2026).
 
     Source: ours. Blocks: Peebles and Xie 2023, arXiv 2212.09748, section 3.2. Units as tokens for reading networks:
         Kofinas et al. 2024, "Graph neural networks for learning equivariant representations of neural networks",
