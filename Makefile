@@ -18,7 +18,7 @@ NEWER := $(call first,python3.14 python3.13 python3.12 $(PYENV),(3$(comma)12))
 
 # The tests that must hold without torch, with the newest zarr (3.2 and later need Python 3.12).
 NO_TORCH := .venv-notorch
-NO_TORCH_NEEDS := "zarr>=3.4,<4" numpy "polars<3" "fsspec[http]" google-crc32c safetensors \
+NO_TORCH_NEEDS := "zarr>=3.4,<4" numpy "polars<3" "fsspec[http]" google-crc32c safetensors platformdirs \
     pytest hypothesis pytest-timeout pytest-xdist
 NO_TORCH_TESTS := tests/test_layout.py $(wildcard tests/test_catalog*.py)
 

@@ -45,6 +45,22 @@ class StorageError(ZooError, OSError):
     """The disk or object store refused: full, read-only, no permission."""
 
 
+class OfflineError(StorageError):
+    """Something is not on this machine, and `WEIGHTSCAPE_OFFLINE` forbids to ask for it."""
+
+
+class PublishError(ZooError, ValueError):
+    """A zoo cannot be published as asked; what is published already stays as it is."""
+
+
+class RetractedError(ZooError, ValueError):
+    """The version asked for was retracted; the registry says why."""
+
+
+class ImportDataError(ZooError, ValueError):
+    """Files from elsewhere cannot be imported as asked."""
+
+
 class BuildError(ZooError, RuntimeError):
     """Some shards could not be built; what was committed stays."""
 

@@ -11,13 +11,18 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from catalog.errors import FormatError, StorageError, ZooError
+from catalog import cache
+from catalog.errors import CorruptError, FormatError, OfflineError, StorageError, ZooError
+
+if TYPE_CHECKING:
+    from catalog.fragments import StoredFile
+    from catalog.manifest import Manifest
 
 TEMPORARY = ".tmp-"  # a name starting so is half-written: readers, digests and `verify` pass over it
 ABANDONED = 24 * 3600  # seconds after which another machine's half-written file is nobody's
@@ -31,11 +36,14 @@ class Folder:
         url: as the user gave it, for messages.
         root: path inside `fs`, or the local path.
         fs: the fsspec filesystem, None for a local folder (which goes through `os` for fsync and positioned reads).
+        manifest: of a published version. It alone says which files there are, how long they are, and their digests, so
+            that a reader sees one version whatever is published meanwhile; such a folder cannot be written.
     """
 
     url: str
     root: str
     fs: Any = None
+    manifest: Manifest | None = None
 
     @classmethod
     def at(cls, url: str | os.PathLike[str], **storage_options: Any) -> Folder:
@@ -66,20 +74,44 @@ class Folder:
             raise FormatError(f"{name!r} leads out of the zoo {self.url}")
         return f"{self.root}/{name}"
 
+    def below(self, name: str) -> Folder:
+        """A folder inside this one."""
+        return replace(self, url=f"{self.url.rstrip('/')}/{name}", root=self.path(name))
+
+    def entry(self, name: str) -> StoredFile | None:
+        """What the manifest says of a file; None where there is no manifest. FileNotFoundError: it does not list it."""
+        if self.manifest is None:
+            return None
+        if name not in self.manifest.files:
+            raise FileNotFoundError(errno.ENOENT, f"not in version {self.manifest.version}", name)
+        return self.manifest.files[name]
+
     def read(self, name: str, limit: int | None = None) -> bytes:
         """All bytes of a file. FileNotFoundError when it is not there.
 
         Raises:
             FormatError: more than `limit` bytes, before they are loaded.
             StorageError: it is there but cannot be read, as with every method here.
+            CorruptError: it is not what the manifest says. OfflineError: it is not in the cache.
         """
         with self._refusals(f"reading {name} of {self.url}"):
             if limit is not None and (found := self.size(name)) > limit:
                 raise FormatError(f"{name} of {self.url} has {found:,} bytes, more than the {limit:,} allowed")
+            if entry := self.entry(name):
+                return self._checked(entry)
             if self.local:
                 return Path(self.path(name)).read_bytes()
+            _online(self.url)
             data: bytes = self.fs.cat_file(self.path(name))
             return data
+
+    def _checked(self, entry: StoredFile) -> bytes:
+        """A file of the manifest, from the cache if it lies far away."""
+        path = self.path(entry.path)
+        data = Path(path if self.local else cache.fetch(self.fs, path, entry, self.url)).read_bytes()
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CorruptError(f"{entry.path} of {self.url} is not what its manifest says; restore it from a copy")
+        return data
 
     def fetch(
         self, names: Sequence[str], starts: Sequence[int | None], stops: Sequence[int | None]
@@ -90,16 +122,20 @@ class Folder:
         """
         with self._refusals(f"reading {len(names)} ranges of {self.url}"):
             paths = [self.path(name) for name in names]
+            _online(self.url)
             return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return")) if paths else []
 
     def size(self, name: str) -> int:
         """Bytes of a file. FileNotFoundError when it is not there."""
         with self._refusals(f"looking at {name} of {self.url}"):
+            if entry := self.entry(name):
+                return entry.size
             if self.local:
                 found = os.stat(self.path(name))
                 if not stat.S_ISREG(found.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "not a file")
                 return found.st_size
+            _online(self.url)
             size = self.fs.size(self.path(name))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
@@ -113,6 +149,8 @@ class Folder:
             return None
 
     def exists(self, name: str) -> bool:
+        if self.manifest is not None:
+            return name in self.manifest.files
         with self._refusals(f"looking at {name} of {self.url}"):
             return os.path.exists(self.path(name)) if self.local else bool(self.fs.exists(self.path(name)))
 
@@ -122,6 +160,8 @@ class Folder:
         Raises:
             FormatError: a web server that does not list its folders: what is not listed would pass for not there.
         """
+        if self.manifest is not None:
+            return sorted(name for name in self.manifest.files if not under or name.startswith(f"{under}/"))
         top = self.path(under) if under else self.root
         with self._refusals(f"listing {under or 'the files'} of {self.url}"):
             if self.local:
@@ -130,6 +170,7 @@ class Folder:
                 ]
                 names = [Path(path).relative_to(self.root).as_posix() for path in found]
             else:
+                _online(self.url)
                 self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
                 try:
                     names = [str(path)[len(self.root) :].lstrip("/") for path in self.fs.find(top)]
@@ -147,11 +188,14 @@ class Folder:
         Raises:
             FormatError: as for `files`.
         """
+        if self.manifest is not None:
+            return sorted(name for name in self.manifest.files if "/" not in name)
         with self._refusals(f"listing {self.url}"):
             if self.local:
                 with os.scandir(self.root) as entries:
                     names = [entry.name for entry in entries if entry.is_file()]
             else:
+                _online(self.url)
                 self.fs.invalidate_cache()
                 names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
@@ -178,12 +222,13 @@ class Folder:
         Raises:
             StorageError: disk full, read-only, no permission, or what the store answered.
         """
+        self._not_published()
         path = self.path(name)
         doing = f"writing {name} ({len(data):,} bytes) of the zoo {self.url}"
         try:
             with self._refusals(doing):
                 if self.local:
-                    _write_durably(path, data)
+                    write_durably(path, data)
                 else:
                     self.fs.pipe_file(path, bytes(data))
         except FileNotFoundError as error:  # a bucket that does not exist, a folder removed meanwhile
@@ -191,12 +236,20 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
+        self._not_published()
         with contextlib.suppress(FileNotFoundError), self._refusals(f"removing {name} of {self.url}"):
             os.unlink(self.path(name)) if self.local else self.fs.rm_file(self.path(name))
 
+    def _not_published(self) -> None:
+        if self.manifest is not None:
+            raise StorageError(
+                f"{self.url} is version {self.manifest.version} of a published zoo, which never changes; name a folder "
+                "for what is measured (metrics_at), or publish a new version"
+            )
+
     def sweep(self) -> int:
         """Remove half-written files of processes that are gone; returns how many."""
-        if not self.local:
+        if not self.local or self.manifest is not None:
             return 0
         with self._refusals(f"removing half-written files of {self.url}"):
             stale = [path for path in Path(self.root).rglob(f"{TEMPORARY}*") if not _alive(path)]
@@ -221,6 +274,14 @@ class Folder:
             raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
 
+def _online(url: str) -> None:
+    if cache.offline():
+        raise OfflineError(
+            f"WEIGHTSCAPE_OFFLINE is set, and what was asked of {url} is not in the cache; unset it, or `weightscape "
+            "pull` the rows while there is a network"
+        )
+
+
 def storage_error(error: Exception, doing: str) -> StorageError:
     """The typed error for what the operating system or a store refused, with what to do about it."""
     number = getattr(error, "errno", None)
@@ -243,7 +304,7 @@ def _not_gone(error: OSError) -> None:
         raise error
 
 
-def _write_durably(path: str, data: bytes | memoryview) -> None:
+def write_durably(path: str, data: bytes | memoryview) -> None:
     directory, name = os.path.split(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")

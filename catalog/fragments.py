@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from catalog.errors import CorruptError, FormatError
-from catalog.record import FORMAT, Record, brief, strict_json
+from catalog.record import FORMAT, Record, brief
+from catalog.sealed import strict_json
 
 NAME = re.compile(r"index/(?P<variant>[^/]+)\.(?P<shard>[0-9]{5,9})\.(?P<digest>[0-9a-f]{32})\.parquet")
 ADDRESS = ("variant", "model", "checkpoint", "stored", "crc32c")
@@ -28,7 +29,7 @@ PLAIN = (pl.Boolean, pl.String, pl.Binary, pl.Float32, pl.Float64, *INTEGERS)  #
 
 
 @dataclass(frozen=True)
-class ShardFile:
+class StoredFile:
     """A file of a shard as committed."""
 
     path: str
@@ -43,7 +44,7 @@ class Fragment:
     variant: str
     shard: int
     rows: pl.DataFrame
-    files: tuple[ShardFile, ...]
+    files: tuple[StoredFile, ...]
     software: Mapping[str, str]
 
     def column(self, name: str, checkpoints: int) -> np.ndarray:
@@ -83,7 +84,7 @@ def decode_fragment(record: Record, name: str, data: bytes, where: str) -> Fragm
     try:
         content = read_content(data)
         found = content["format"], content["zoo"], content["variant"], content["shard"]
-        files = tuple(_shard_file(entry) for entry in content["files"])
+        files = tuple(_stored_file(entry) for entry in content["files"])
         software = dict(content["software"])
         if found[0] != FORMAT:
             raise ValueError(f"format {found[0]!r}, this weightscape reads {FORMAT}")
@@ -149,11 +150,11 @@ def columns_problem(rows: pl.DataFrame) -> str | None:
     return None
 
 
-def _shard_file(entry: Any) -> ShardFile:
+def _stored_file(entry: Any) -> StoredFile:
     path, size, digest = entry["path"], entry["size"], entry["sha256"]
     if type(path) is not str or type(size) is not int or size < 0 or type(digest) is not str:
         raise ValueError(f"a file is a path, a size and a sha256, got {entry!r:.100}")
-    return ShardFile(path, size, digest)
+    return StoredFile(path, size, digest)
 
 
 def listed(names: Sequence[str], record: Record, where: str) -> dict[tuple[str, int], str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from catalog.errors import CorruptError, FormatError, MissingDataError, SpecMismatchError
-from catalog.fragments import Fragment, ShardFile, encode_fragment
+from catalog.fragments import Fragment, StoredFile, encode_fragment
 from catalog.frames import copy_frames
 from catalog.grid import HOT, PACKED, STORED_AS, Grid, encode_shard, packed_grid
 from catalog.metrics import decode_measurement, metric_files, write_measurement
@@ -122,7 +122,7 @@ def _other(variant: Variant) -> Variant:
     return replace(variant, grid=packed_grid(variant.grid), unpacked=variant.grid)
 
 
-def _committed_files(made: Zoo, name: str | None, fragment: Fragment) -> tuple[ShardFile, ...]:
+def _committed_files(made: Zoo, name: str | None, fragment: Fragment) -> tuple[StoredFile, ...]:
     """The files of a shard that an earlier call committed, if they are there.
 
     Raises:
@@ -143,7 +143,7 @@ def _committed_files(made: Zoo, name: str | None, fragment: Fragment) -> tuple[S
     return found.files if whole else ()
 
 
-def _convert_shard(zoo: Zoo, made: Zoo, fragment: Fragment, committed: str | None) -> tuple[ShardFile, ...]:
+def _convert_shard(zoo: Zoo, made: Zoo, fragment: Fragment, committed: str | None) -> tuple[StoredFile, ...]:
     block = _load(zoo, fragment)
     variant = made.record.variant(fragment.variant)
     parts = [(f"{variant.path}/{key}", part) for key, part in variant.grid.parts(fragment.shard)]
@@ -167,8 +167,8 @@ def _convert_shard(zoo: Zoo, made: Zoo, fragment: Fragment, committed: str | Non
     return files
 
 
-def _described(path: str, data: bytes | memoryview) -> ShardFile:
-    return ShardFile(path, len(data), hashlib.sha256(data).hexdigest())
+def _described(path: str, data: bytes | memoryview) -> StoredFile:
+    return StoredFile(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _load(zoo: Zoo, fragment: Fragment) -> np.ndarray:

@@ -15,7 +15,7 @@ from numcodecs import blosc
 from catalog.errors import CorruptError, MissingDataError
 from catalog.files import Damage, open_files
 from catalog.folder import Folder
-from catalog.fragments import ShardFile
+from catalog.fragments import StoredFile
 from catalog.grid import ABSENT, BFLOAT16_NAN, STORED_AS, Grid, checksum, from_stored
 from catalog.record import Variant
 from catalog.shards import Shard
@@ -139,7 +139,7 @@ def read(
 
 def _read_part(
     folder: Folder,
-    file: ShardFile,
+    file: StoredFile,
     grid: Grid,
     models: np.ndarray,
     checkpoints: np.ndarray,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import Any
 
 from catalog.errors import CorruptError, FormatError, unknown_name
 from catalog.grid import CODEC, HOT, PACKED, TIERS, Grid, array_metadata, group_metadata
+from catalog.sealed import seal, sealed_body, strict_json
 from weightspace.layout import Layout
 
 FORMAT = 1
 LIMIT = 64 << 20  # bytes of a zoo.json; a layout costs ~100 bytes a tensor
-DEPTH = 64  # of nested lists and objects; a spec has five
 MAX_SHARDS = 1 << 20  # of a zoo, whose fragments all lie in one folder
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,98}")
 
@@ -121,8 +120,7 @@ class Record:
             "variants": [_entry(variant) for variant in self.variants.values()],
             "info": self.info,
         }
-        body = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}").encode()
-        return body + _tail(body)
+        return seal(content)
 
 
 def decode(data: bytes, where: str) -> Record:
@@ -134,8 +132,8 @@ def decode(data: bytes, where: str) -> Record:
     """
     if len(data) > LIMIT:
         raise FormatError(f"zoo.json of {where} has {len(data):,} bytes, more than the {LIMIT:,} allowed")
-    body = data[: -len(_tail(b""))]
-    if not data or data[len(body) :] != _tail(body):
+    body = sealed_body(data)
+    if body is None:
         _refuse_other_format(data, where)
         raise CorruptError(
             f"zoo.json of {where} is damaged: its bytes do not match its own sha256; restore it from a copy"
@@ -211,10 +209,6 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _tail(body: bytes) -> bytes:
-    return f',\n "digest": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
-
-
 def _refuse_other_format(data: bytes, where: str) -> None:
     found = re.match(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*,', data)
     if found and int(found[1]) != FORMAT:
@@ -222,45 +216,3 @@ def _refuse_other_format(data: bytes, where: str) -> None:
             f"{where} is a zoo of format {int(found[1])}; this weightscape reads format {FORMAT}: "
             "install a newer weightscape"
         )
-
-
-def strict_json(data: bytes | str) -> Any:
-    """JSON without what its readers disagree about: UTF-8 and no mark, each key once, finite numbers, few levels.
-
-    Raises:
-        ValueError: saying which of these it is not.
-    """
-    text = data.decode() if isinstance(data, bytes) else data  # json.loads would guess among eight encodings
-    try:
-        content = json.loads(
-            text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite_float
-        )
-    except RecursionError as error:
-        raise ValueError("lists or objects are nested too deeply") from error
-    level, depth = [content], 0
-    while level:
-        if depth > DEPTH:
-            raise ValueError(f"lists or objects are nested deeper than {DEPTH}")
-        inside = [list(item.values()) if isinstance(item, dict) else item for item in level]
-        level = [item for items in inside if isinstance(items, list) for item in items]
-        depth += 1
-    return content
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice")
-    return content
-
-
-def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:80]} is too large for a float")
-    return number
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")

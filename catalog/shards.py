@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from catalog.fragments import Fragment, ShardFile
+from catalog.fragments import Fragment, StoredFile
 from catalog.grid import ABSENT, Grid, checksum, extend
 
 
@@ -28,7 +28,7 @@ class Shard:
     grid: Grid
     name: str
     number: int
-    files: tuple[ShardFile, ...]
+    files: tuple[StoredFile, ...]
     stored: np.ndarray
     crc: np.ndarray
     runs: pl.Series

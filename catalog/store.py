@@ -18,6 +18,7 @@ from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.frames import frame_names, read_view, seen_in
 from catalog.grid import from_stored
 from catalog.metrics import Measurement, measurements, with_metrics
+from catalog.publication import published_folder
 from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.shards import Shard
@@ -338,14 +339,15 @@ def open_zoo(
     """Open a zoo, local or at any fsspec URL.
 
     Args:
+        url: of a zoo, of a published one (the newest version), or of `versions/<n>.json` in a published one.
         metrics_at: folder or URL where measured columns are read and written, for zoos that cannot be written.
         versions: metric -> version, where several are measured.
 
     Raises:
         NotAZooError: nothing there, or no zoo.json.
-        CorruptError, FormatError: see `catalog.record.decode`.
+        CorruptError, FormatError: see `catalog.record.decode` and `catalog.manifest.decode_manifest`.
     """
-    folder = Folder.at(url, **storage_options)
+    folder = published_folder(url, **storage_options)
     try:
         data = folder.read("zoo.json", LIMIT)
     except FileNotFoundError as error:

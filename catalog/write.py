@@ -14,7 +14,7 @@ import polars as pl
 
 from catalog.errors import FormatError, SpecMismatchError
 from catalog.folder import Folder
-from catalog.fragments import REQUIRED, Fragment, ShardFile, check_fragment, encode_fragment
+from catalog.fragments import REQUIRED, Fragment, StoredFile, check_fragment, encode_fragment
 from catalog.grid import HOT, checksums, encode_shard, from_stored, make_grid, to_stored
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.store import Zoo
@@ -137,19 +137,19 @@ def write_shard(
         for key, part in grid.parts(shard):
             yield f"{entry.path}/{key}", encode_shard(grid, stored[:, :, part])
 
-    def fragment(files: Iterable[ShardFile]) -> Fragment:
+    def fragment(files: Iterable[StoredFile]) -> Fragment:
         return Fragment(variant, shard, table, tuple(files), software)
 
-    planned = [ShardFile(f"{entry.path}/{key}", 0, "") for key, _ in grid.parts(shard)]
+    planned = [StoredFile(f"{entry.path}/{key}", 0, "") for key, _ in grid.parts(shard)]
     check_fragment(zoo.record, fragment(planned), zoo.url)  # before anything is written
     if committed := zoo.committed().get((variant, shard)):
-        name, _ = encode_fragment(zoo.record, fragment(ShardFile(p, len(d), _sha256(d)) for p, d in encoded()))
+        name, _ = encode_fragment(zoo.record, fragment(StoredFile(p, len(d), _sha256(d)) for p, d in encoded()))
         if name != committed:
             raise ValueError(
                 f"shard {shard} of {variant} in {zoo.url} is committed with another content ({committed}), and what is "
                 "committed never changes; write another zoo"
             )
-    files = [ShardFile(path, len(data), _write(zoo.folder, path, data)) for path, data in encoded()]
+    files = [StoredFile(path, len(data), _write(zoo.folder, path, data)) for path, data in encoded()]
     zoo.folder.write(*encode_fragment(zoo.record, fragment(files)))
 
 

@@ -26,7 +26,8 @@ from catalog.errors import (
 )
 from catalog.folder import Folder
 from catalog.fragments import software
-from catalog.record import brief, strict_json
+from catalog.record import brief
+from catalog.sealed import strict_json
 from catalog.store import Zoo
 from generators.codec import Codec
 from generators.codec_file import load_codec, save_codec

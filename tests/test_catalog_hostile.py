@@ -21,7 +21,8 @@ from catalog.errors import CorruptError, FormatError
 from catalog.folder import Folder
 from catalog.fragments import KEY
 from catalog.grid import ABSENT, checksum
-from catalog.record import LIMIT, strict_json
+from catalog.record import LIMIT
+from catalog.sealed import strict_json
 from tests.catalog_zoos import Truth, check_reads, fill, forge, forge_fragment, forge_text, long, net, truth_of
 
 HERE = "zoo.json of"

@@ -28,7 +28,7 @@ import catalog
 from catalog import grid as grids
 from catalog.errors import CorruptError, FormatError, MissingDataError, NotAZooError, SpecMismatchError, StorageError
 from catalog.folder import TEMPORARY, Folder
-from catalog.fragments import Fragment, ShardFile, encode_fragment
+from catalog.fragments import Fragment, StoredFile, encode_fragment
 from catalog.grid import (
     PACKED,
     STORED_AS,
@@ -171,7 +171,7 @@ def commit(zoo: Zoo, variant: Variant, shard: int, block: np.ndarray, stored: np
     for key, part in grid.parts(shard):
         data = bytes(encode_shard(grid, block[:, :, part]))
         zoo.folder.write(f"{variant.path}/{key}", data)
-        files.append(ShardFile(f"{variant.path}/{key}", len(data), hashlib.sha256(data).hexdigest()))
+        files.append(StoredFile(f"{variant.path}/{key}", len(data), hashlib.sha256(data).hexdigest()))
     count = stored.size
     rows = pl.DataFrame(
         {
@@ -363,7 +363,7 @@ def test_what_would_not_come_back_is_not_packed(whole: tuple[Path, Path, Truth],
     mixed = b"".join(parts[::-1]) + tail + checksum(tail).to_bytes(4, "little")
     path.write_bytes(mixed)
     Path(zoo.folder.path(name)).unlink()
-    files = (ShardFile(fragment.files[0].path, len(mixed), hashlib.sha256(mixed).hexdigest()),)
+    files = (StoredFile(fragment.files[0].path, len(mixed), hashlib.sha256(mixed).hexdigest()),)
     zoo.folder.write(*encode_fragment(zoo.record, Fragment("net", 0, fragment.rows, files, SOFTWARE)))
     check_reads(zoo, {("net", m, c): block[m, c] for m in range(4) for c in range(2)})
     with pytest.raises(FormatError, match="does not have its chunks in order"):

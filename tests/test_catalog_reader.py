@@ -31,7 +31,7 @@ import catalog
 from catalog import files as catalog_files
 from catalog import gather
 from catalog.errors import CorruptError, MissingDataError
-from catalog.fragments import ShardFile, encode_fragment
+from catalog.fragments import StoredFile, encode_fragment
 from catalog.grid import ABSENT, STORED_AS, Grid, checksum, extend, from_stored, to_stored
 from catalog.record import Variant
 from catalog.shards import decode_index, join_crcs
@@ -95,7 +95,7 @@ def rewrite_with_zarr(folder: Path, zoo: Zoo, weights: np.ndarray, stored: np.nd
         files = []
         for file in fragment.files:
             data = (folder / file.path).read_bytes()
-            files.append(ShardFile(file.path, len(data), hashlib.sha256(data).hexdigest()))
+            files.append(StoredFile(file.path, len(data), hashlib.sha256(data).hexdigest()))
         (folder / name).unlink()
         new, data = encode_fragment(zoo.record, replace(fragment, files=tuple(files)))
         (folder / new).write_bytes(data)

@@ -519,7 +519,7 @@ def test_what_is_committed_never_changes(tmp_path: Path) -> None:
     check_reads(zoo, truth)
 
 
-def test_writing_again_mends_a_lost_shard_file(tmp_path: Path) -> None:
+def test_writing_again_mends_a_lost_stored_file(tmp_path: Path) -> None:
     zoo, truth = fill(tmp_path)
     before = tree(tmp_path)
     shutil.rmtree(tmp_path / "weights" / "long" / "c" / "1")

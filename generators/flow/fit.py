@@ -15,7 +15,7 @@ import torch
 
 from catalog.errors import CorruptError, InvalidSpecError
 from catalog.folder import Folder
-from catalog.record import strict_json
+from catalog.sealed import strict_json
 from generators.codec import Codec
 from generators.codec_file import load_codec, save_codec
 from generators.flow.checkpoints import Checkpoints, Stop, VerifiedCheckpoints, checkpoints, newest
