@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catalog.errors import FormatError
+from catalog.errors import FormatError, ZooError
 from catalog.folder import Folder, storage_error
 
 # (number of the file, offset, contiguous arrays to fill one after the other, bytes in all); Any, since the types of
@@ -201,8 +201,8 @@ class RemoteFiles:
         """The error for a range that did not come."""
         if isinstance(error, FileNotFoundError):
             return Damage(self.names[number], "{path} is not there", missing=True)
-        if error is not None and not isinstance(error, Exception):
-            return error  # somebody interrupts
+        if error is not None and (not isinstance(error, Exception) or isinstance(error, ZooError)):
+            return error  # somebody interrupts, or it says all there is to say
         try:
             found = self.folder.size(self.names[number])
         except FileNotFoundError:
