@@ -78,7 +78,7 @@ def sample(
     with errors(as_json):
         from generators.samples import write_samples
         from generators.stored import load
-        from zoo.progress import counted
+        from zoo.bars import counted
 
         with counted("networks", console(), quiet) as progress, kept("drawn; the same command draws the rest"):
             drawn = 0

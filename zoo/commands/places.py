@@ -86,7 +86,7 @@ def verify(zoo: ZooArgument, as_json: Json = False, quiet: Quiet = False) -> Non
     """Check every byte of a zoo against what was committed. Exit status 1 when something is wrong."""
     with errors(as_json):
         import catalog
-        from zoo.progress import counted
+        from zoo.bars import counted
 
         with counted("files", console(), quiet) as progress:
             found = catalog.verify(zoo, progress)
@@ -127,7 +127,7 @@ def unpack(
 def _repack(command: str, source: str, target: str, as_json: bool, quiet: bool) -> None:
     with errors(as_json):
         import catalog
-        from zoo.progress import counted
+        from zoo.bars import counted
         from zoo.sizes import size
 
         with counted("shards", console(), quiet) as progress:
