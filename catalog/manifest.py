@@ -121,7 +121,8 @@ class Manifest:
         _check_columns(self.columns, self.files[self.columns.path].size)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all files."""
         return sum(file.size for file in self.files.values())
 
     @property
@@ -141,7 +142,7 @@ class Manifest:
             "created": self.created,
             "licence": self.licence,
             "counts": dict(sorted(self.counts.items())),
-            "bytes": self.bytes,
+            "bytes": self.size,
             "tree": self.tree,
             "citation": self.citation,
             "description": self.description,
@@ -184,7 +185,7 @@ def decode_manifest(data: bytes, name: str, where: str) -> Manifest:
         manifest = Manifest(
             **words, version=version, files=by_path, columns=_columns(content["columns"]), counts=counts, digest=digest
         )
-        if manifest.tree != tree or manifest.bytes != content["bytes"]:
+        if manifest.tree != tree or manifest.size != content["bytes"]:
             raise ValueError("tree digest or bytes are not those of its files")
         return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
