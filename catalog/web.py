@@ -91,6 +91,12 @@ class Web:
             raise FormatError("retries and backoff are 0 or more, timeout, total, connections and limit more than 0")
         return web, origin + quote(parts.path, safe=PLAIN + "%").rstrip("/")
 
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """What to call `catalog.open` with for another client like this; passwords too."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {**{name: value for name, value in given.items() if name != "origin"}, "headers": dict(self.headers)}
+
     # --- what fsspec filesystems have
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, limit: int | None = None) -> bytes:
@@ -207,13 +213,6 @@ class Web:
         except BaseException:
             future.cancel()  # somebody interrupts: the connections are given up too
             raise
-
-
-def readable(url: str) -> str:
-    """A URL for messages: without the name and password that may stand in front of the host."""
-    head, slashes, tail = url.partition("://")
-    host, slash, path = tail.partition("/")
-    return f"{head}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _session(trust_env: bool) -> aiohttp.ClientSession:
