@@ -60,15 +60,15 @@ class Folder:
                 a scheme nobody knows, or one whose package is not installed.
         """
         text = os.fspath(url)
-        if "::" in text:
-            raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
-        if "://" not in text or text.startswith(("file://", "local://")):
-            return cls(text, os.path.abspath(text.split("://", 1)[-1]))
         if text.lower().startswith(("http://", "https://")):
             from catalog.web import Web
 
             web, root = Web.at(text, storage_options)
             return cls(root, root, web)
+        if "::" in text:
+            raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
+        if "://" not in text or text.startswith(("file://", "local://")):
+            return cls(text, os.path.abspath(text.split("://", 1)[-1]))
         try:
             fs, root = fsspec.core.url_to_fs(text, **storage_options)
         except (ImportError, ValueError) as error:  # both say which scheme or package
@@ -260,10 +260,10 @@ class Folder:
                     names = [str(path)[len(self.root) :].lstrip("/") for path in again(lambda: self.fs.find(top))]
                 except FileNotFoundError:
                     names = []
+                    if self.web:
+                        self._check_absent(under)
                 if self.web:
                     names = [unquote(name) for name in names]
-                    if not names:
-                        self._remote_top()  # which raises where the server lists nothing at all
         return sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
 
     def top(self) -> list[str]:
@@ -284,20 +284,25 @@ class Folder:
                 names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
-    def _remote_top(self) -> list[str]:
+    def _remote_top(self, kind: str = "file") -> list[str]:
         advice = f"{self.url} cannot be listed; use a server that lists its folders, or copy the zoo here"
         try:
             found = again(lambda: self.fs.ls(self.root, detail=True))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FormatError) as error:
             if self.web:
                 raise FormatError(f"{advice} ({error})") from error
             raise
-        names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        names = {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry["type"] for entry in found}
         if self.web:
-            names = list(map(unquote, names))
+            names = {unquote(name): type_ for name, type_ in names.items()}
         if self.web and "zoo.json" not in names:  # which is there, or nobody would list this folder
             raise FormatError(advice)
-        return names
+        return [name for name, type_ in names.items() if type_ == kind]
+
+    def _check_absent(self, under: str) -> None:
+        """An error unless a folder of which a web server says that it is not there is really none of the zoo's."""
+        if under.split("/")[0] in self._remote_top("directory"):
+            raise FormatError(f"the server of {self.url} lists the folder {under}, and says then that it is not there")
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
