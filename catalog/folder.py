@@ -116,13 +116,13 @@ class Folder:
                     raise _too_long(name, self.url, entry.size, limit)
                 return self._checked(entry)
             if self.web:
-                _online(self.url)
+                online(self.url)
                 return bytes(self.fs.cat_file(self.path(name), limit=limit))
             if self.local:
                 if limit is not None and (found := self.size(name)) > limit:
                     raise _too_long(name, self.url, found, limit)
                 return Path(self.path(name)).read_bytes()
-            _online(self.url)
+            online(self.url)
             upto = {} if limit is None else {"start": 0, "end": limit + 1}  # one request, where a size costs another
             data = bytes(again(lambda: self.fs.cat_file(self.path(name), **upto)))
             if limit is not None and len(data) > limit:
@@ -154,7 +154,7 @@ class Folder:
             if self.manifest is not None:
                 ahead = self._from_cache(wanted, found)
             if ahead:
-                _online(self.url)
+                online(self.url)
                 for at, data in zip(ahead, self._ranges([wanted[at] for at in ahead]), strict=True):
                     found[at] = data
             if self.manifest is not None:
@@ -216,7 +216,7 @@ class Folder:
                 if not stat.S_ISREG(found.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "not a file")
                 return found.st_size
-            _online(self.url)
+            online(self.url)
             size = again(lambda: self.fs.size(self.path(name)))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
@@ -235,7 +235,7 @@ class Folder:
         with self._refusals(f"looking at {name} of {self.url}"):
             if self.local:
                 return os.path.exists(self.path(name))
-            _online(self.url)
+            online(self.url)
             return bool(again(lambda: self.fs.exists(self.path(name))))
 
     def files(self, under: str = "") -> list[str]:
@@ -254,7 +254,7 @@ class Folder:
                 ]
                 names = [Path(path).relative_to(self.root).as_posix() for path in found]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
                 try:
                     names = [str(path)[len(self.root) :].lstrip("/") for path in again(lambda: self.fs.find(top))]
@@ -279,7 +279,7 @@ class Folder:
                 with os.scandir(self.root) as entries:
                     names = [entry.name for entry in entries if entry.is_file()]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()
                 names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
@@ -404,7 +404,8 @@ def _unconditional(error: Exception) -> bool:
     return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
 
 
-def _online(url: str) -> None:
+def online(url: str) -> None:
+    """OfflineError where nothing may be asked of other machines."""
     if cache.offline():
         raise OfflineError(
             f"WEIGHTSCAPE_OFFLINE is set, and what was asked of {url} is not in the cache; unset it, or `weightscape "
