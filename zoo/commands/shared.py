@@ -21,6 +21,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MetricsAt = Annotated[
     str | None, typer.Option("--metrics-at", help="Folder or URL of measured columns, if not in the zoo.")
 ]
+Storage = Annotated[
+    list[str] | None, typer.Option("--storage", help="NAME=VALUE for fsspec, as in endpoint_url=http://host:9000.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
