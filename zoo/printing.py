@@ -68,10 +68,8 @@ def print_import(report: Any) -> None:
         print(f"{name}: {shape[0]} models, {shape[1]} checkpoints, {shape[2]:,} weights")
     stored = "can be stored" if report.dry_run else "stored"
     gaps = f", {report.missing} rows without a checkpoint" if report.missing else ""
-    print(
-        f"{report.zoo}: {report.members} networks found ({report.format}), {report.stored} {stored}, {len(report.failed)} "
-        f"failed{gaps}; {size(report.bytes)} of {report.dtype} weights"
-    )
+    counts = f"{report.members} networks found ({report.format}), {report.stored} {stored}, {len(report.failed)} failed"
+    print(f"{report.zoo}: {counts}{gaps}; {size(report.bytes)} of {report.dtype} weights")
 
 
 def print_aligned(found: Sequence[Aligned]) -> None:
