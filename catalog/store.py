@@ -433,20 +433,25 @@ def open_zoo(
     *,
     metrics_at: str | os.PathLike[str] | None = None,
     versions: Mapping[str, str] | None = None,
+    registry: str | os.PathLike[str] | None = None,
+    allow_retracted: bool = False,
     **storage_options: Any,
 ) -> Zoo:
     """Open a zoo, local or at any fsspec URL.
 
     Args:
-        url: of a zoo, of a published one (the newest version), or of `versions/<n>.json` in a published one.
+        url: of a zoo, of a published one (the newest version), or of `versions/<n>.json` in a published one, or
+            `zoo:name@version` of a registry.
         metrics_at: folder or URL where measured columns are read and written, for zoos that cannot be written.
         versions: metric -> version, where several are measured.
+        registry: path or URL of the file that knows what `zoo:name@version` is, None for `WEIGHTSCAPE_REGISTRY`.
+        allow_retracted: open a version that was retracted.
 
     Raises:
         NotAZooError: nothing there, or no zoo.json.
         CorruptError, FormatError: see `catalog.record.decode` and `catalog.manifest.decode_manifest`.
     """
-    folder = published_folder(url, **storage_options)
+    folder = published_folder(url, registry=registry, allow_retracted=allow_retracted, **storage_options)
     try:
         data = folder.read("zoo.json", LIMIT)
     except FileNotFoundError as error:
