@@ -20,6 +20,9 @@ from typing import Any, overload
 
 from catalog.pack import pack, unpack
 from catalog.publish import Published, publish
+from catalog.register import register, retract
+from catalog.registry import list_zoos as list
+from catalog.registry import resolve
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
 from catalog.verify import verify
@@ -30,12 +33,16 @@ __all__ = [
     "Zoo",
     "Zoos",
     "create",
+    "list",
     "make_variant",
     "open",
     "pack",
     "publish",
     "query",
     "rebuild_table",
+    "register",
+    "resolve",
+    "retract",
     "unpack",
     "verify",
     "write_shard",
