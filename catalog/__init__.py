@@ -19,18 +19,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
 from catalog.pack import pack, unpack
+from catalog.publish import Published, publish
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
 from catalog.verify import verify
 from catalog.write import create, make_variant, write_shard
 
 __all__ = [
+    "Published",
     "Zoo",
     "Zoos",
     "create",
     "make_variant",
     "open",
     "pack",
+    "publish",
     "query",
     "rebuild_table",
     "unpack",

@@ -13,6 +13,7 @@ import numpy as np
 
 from catalog.errors import FormatError
 from catalog.folder import Folder, storage_error
+from catalog.ranges import joined
 
 # (number of the file, offset, contiguous arrays to fill one after the other, bytes in all); Any, since the types of
 # Python 3.11 know no buffers of numpy
@@ -21,8 +22,6 @@ Stamp = tuple[int, ...]
 
 KEPT = 64  # files that stay open
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, else say so at once
-GAP = 256 << 10  # bytes between two ranges that are fetched with them: cheaper than another request
-REQUEST = 8 << 20  # ranges side by side are one request up to this many bytes: several run at once
 
 
 class Damage(Exception):
@@ -65,7 +64,9 @@ class LocalFiles:
         StorageError: it cannot be read, as with `fill`.
     """
 
+    published = False  # whether these are files of a manifest, far away
     together = 0  # bytes worth asking for at once: nothing is gained by that here
+    dense = 2  # a chunk is read whole where at least one in so many of its rows is wanted
 
     def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> None:
         self.folder, self.names, self.cold = folder, names, False
@@ -154,11 +155,13 @@ class RemoteFiles:
     """
 
     together = 64 << 20  # bytes that one call fetches side by side, and holds in memory
+    dense = 4 / 3  # what is fetched is to be little more than what is wanted
     cold = False
 
     def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept) -> None:
         self.folder, self.names, self.sizes = folder, names, sizes
         self.stamps: list[Stamp | None] = [None] * len(names)
+        self.published = folder.manifest is not None
 
     def expect(self, pieces: Sequence[Piece]) -> None:
         """Nothing: a request that nobody waits for is no use here."""
@@ -216,17 +219,9 @@ class RemoteFiles:
 
 def _requests(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, list[Piece]]]:
     """Ranges (start, stop) of one file that fetch all pieces, which come in order, with the pieces inside."""
-    start = stop = 0
-    group: list[Piece] = []
-    for piece in pieces:
-        number, offset, _, length = piece
-        if group and (number != group[0][0] or offset - stop > GAP or offset + length - start > REQUEST):
-            yield start, stop, group
-            group = []
-        start, stop = (start, max(stop, offset + length)) if group else (offset, offset + length)
-        group.append(piece)
-    if group:
-        yield start, stop, group
+    for part in joined([(number, offset, offset + length) for number, offset, _, length in pieces]):
+        group = list(pieces[part])
+        yield group[0][1], max(offset + length for _, offset, _, length in group), group
 
 
 Files = LocalFiles | RemoteFiles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +12,10 @@ import numpy as np
 from catalog.errors import CorruptError, MissingDataError
 from catalog.files import Damage, Files, Kept, Piece, Stamp, open_files
 from catalog.folder import Folder
-from catalog.fragments import Fragment
 from catalog.gather import Wanted, Window, check_rows, read_chunks, read_part, read_scattered
-from catalog.grid import PACKED, Grid
+from catalog.grid import PACKED
 from catalog.record import Variant
-from catalog.shards import Shard, decode_index, index_bytes
+from catalog.shards import Shard, decode_index, index_bytes, planned_offsets
 
 OPEN = 64  # files open at a time
 KEPT_INDICES = 1024
@@ -40,13 +39,11 @@ class Reader:
     files: Kept = field(default_factory=OrderedDict)
     listing: dict[int | None, dict[tuple[str, int], str]] = field(default_factory=dict)
 
-    def shard(self, grid: Grid, name: str, load: Callable[[str], Fragment]) -> Shard:
-        """What the fragment of this name says; `load` gives the fragment when it is not kept."""
-        shard = self.shards.get(name)
-        if shard is None:
-            shard = self.shards[name] = Shard.of(grid, name, load(name))
-            while len(self.shards) > KEPT_SHARDS:
-                self.shards.popitem(last=False)
+    def keep(self, shard: Shard) -> Shard:
+        """Keep what is committed of a shard."""
+        self.shards[shard.name] = shard
+        while len(self.shards) > KEPT_SHARDS:
+            self.shards.popitem(last=False)
         return shard
 
     def read(
@@ -106,7 +103,7 @@ class Reader:
                 raise _error(folder, variant, wanted, window, damage) from damage.__cause__
 
     def _whole_rows(self, folder: Folder, window: Sequence[Shard], wanted: Wanted, edges: Sequence[int]) -> None:
-        """Rows that lie in one chunk: those of which half the chunk is wanted come with it, others alone."""
+        """Rows that lie in one chunk: with it where most of it is wanted (see `dense` of the files), else alone."""
         files = self._open(folder, window, 0)
         indices = self._offsets(files, window, 0)
         offset = np.concatenate(
@@ -119,7 +116,7 @@ class Reader:
             at = int(np.argmin(offset))
             raise _lacking(wanted, files.names[chunks.file[at]], groups.start + at)
         starts = wanted.starts[groups.start : groups.stop + 1]
-        dense = 2 * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
+        dense = files.dense * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
         if not dense.all():
             read_scattered(wanted, chunks, ~dense)
         if dense.any():
@@ -160,6 +157,12 @@ class Reader:
             kept = self.indices.get(file.path)
             if kept is not None and kept[0] == stamp:
                 found.append(kept[1])
+                continue
+            # Far away the index is a request a file. Its content follows from the format, of files whose size the
+            # manifest says, and the checksums of the rows tell whether it holds.
+            planned = planned_offsets(shard.grid, shard.number, part, file.size) if files.published else None
+            if planned is not None:
+                found.append(planned)
                 continue
             found.append(None)
             length = index_bytes(shard.grid)
