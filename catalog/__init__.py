@@ -18,7 +18,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
+from catalog.dataset import dataset
 from catalog.pack import pack, unpack
+from catalog.splits import split
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
 from catalog.verify import verify
@@ -28,11 +30,13 @@ __all__ = [
     "Zoo",
     "Zoos",
     "create",
+    "dataset",
     "make_variant",
     "open",
     "pack",
     "query",
     "rebuild_table",
+    "split",
     "unpack",
     "verify",
     "write_shard",
