@@ -20,6 +20,7 @@ from typing import Any, overload
 
 from catalog.dataset import dataset
 from catalog.pack import pack, unpack
+from catalog.publish import Published, publish
 from catalog.splits import split
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
@@ -27,6 +28,7 @@ from catalog.verify import verify
 from catalog.write import create, make_variant, write_shard
 
 __all__ = [
+    "Published",
     "Zoo",
     "Zoos",
     "create",
@@ -34,6 +36,7 @@ __all__ = [
     "make_variant",
     "open",
     "pack",
+    "publish",
     "query",
     "rebuild_table",
     "split",

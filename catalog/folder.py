@@ -234,6 +234,31 @@ class Folder:
         except FileNotFoundError as error:  # a bucket that does not exist, a folder removed meanwhile
             raise storage_error(error, doing) from error
 
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a whole file that is not there yet; False when it is, with other bytes. Of several writers one wins.
+
+        Local: a hard link. Remote: a conditional PUT where the store has one (S3, GCS), else a look before it writes.
+
+        Raises:
+            StorageError: as for `write`.
+        """
+        self._not_published()
+        path = self.path(name)
+        doing = f"writing {name} ({len(data):,} bytes) of the zoo {self.url}"
+        try:
+            with self._refusals(doing):
+                try:
+                    write_durably(path, data, new=True) if self.local else self.fs.pipe_file(path, data, mode="create")
+                except Exception as error:
+                    if self.exists(name):  # it may be ours: an answer was lost, and the request sent again
+                        return self.read(name) == data
+                    if self.local or not _unconditional(error):
+                        raise
+                    self.fs.pipe_file(path, data)
+                return True
+        except FileNotFoundError as error:
+            raise storage_error(error, doing) from error
+
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
         self._not_published()
@@ -274,6 +299,11 @@ class Folder:
             raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
 
+def _unconditional(error: Exception) -> bool:
+    """Whether a store says that it knows no conditional PUT."""
+    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
+
+
 def _online(url: str) -> None:
     if cache.offline():
         raise OfflineError(
@@ -304,7 +334,8 @@ def _not_gone(error: OSError) -> None:
         raise error
 
 
-def write_durably(path: str, data: bytes | memoryview) -> None:
+def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> None:
+    """Write a file; with `new`, FileExistsError when it is there already."""
     directory, name = os.path.split(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
@@ -317,7 +348,11 @@ def write_durably(path: str, data: bytes | memoryview) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        if new:
+            os.link(temporary, path)  # which, unlike a renaming, never takes the place of another
+            os.unlink(temporary)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)

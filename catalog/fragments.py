@@ -217,10 +217,11 @@ def _parquet_errors() -> Iterator[None]:
         raise ValueError(f"not a Parquet file: {error}") from error
 
 
-def write_parquet(rows: pl.DataFrame, metadata: dict[str, str]) -> bytes:
+def write_parquet(rows: pl.DataFrame, metadata: dict[str, str], row_group_size: int | None = None) -> bytes:
     """Parquet bytes with key-value metadata; deterministic for one polars version."""
     out = io.BytesIO()
-    rows.write_parquet(out, compression="zstd", compression_level=3, statistics=True, metadata=metadata)
+    how: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "statistics": True}
+    rows.write_parquet(out, **how, row_group_size=row_group_size, metadata=metadata)
     return out.getvalue()
 
 

@@ -25,6 +25,8 @@ FOOTER = 16 << 20  # bytes of a Parquet footer
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHORT = re.compile(r"[0-9a-f]{32}")  # of a column chunk
 BASE = re.compile(r"[0-9a-f]{12}")
+WORDS = ("name", "base", "zoo", "created", "licence", "citation", "description", "previous")
+TEXT = 1 << 16  # characters of a citation or description
 DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -72,6 +74,8 @@ class Manifest:
         created: date of publication, as 2026-11-23.
         licence: SPDX identifier, empty when none was named.
         counts: rows by status.
+        citation: how to cite it, BibTeX or text; empty when nobody said.
+        description: what it is, for people; may be empty.
         previous: digest of the manifest of the version before, empty for the first.
         digest: sha256 of the body of the manifest: its identity.
     """
@@ -85,6 +89,8 @@ class Manifest:
     created: str
     licence: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
+    citation: str = ""
+    description: str = ""
     previous: str = ""
     digest: str = field(default="", compare=False)
 
@@ -98,6 +104,7 @@ class Manifest:
             (DATE.fullmatch(self.created), f"created is a date, got {self.created!r:.80}"),
             (not self.previous or SHA256.fullmatch(self.previous), "previous is no sha256"),
             (len(self.licence) <= 200 and (self.licence or "x").isprintable(), "licence is a line of text"),
+            (_is_text(self.citation) and _is_text(self.description), f"citation and description are text of {TEXT}"),
             (len(self.files) <= MAX_ENTRIES, f"at most {MAX_ENTRIES:,} files, got {len(self.files):,}"),
             ("zoo.json" in self.files, "no zoo.json among the files"),
             (self.columns.path in self.files, f"{self.columns.path!r:.80} is not among the files"),
@@ -114,7 +121,8 @@ class Manifest:
         _check_columns(self.columns, self.files[self.columns.path].size)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all files."""
         return sum(file.size for file in self.files.values())
 
     @property
@@ -134,8 +142,10 @@ class Manifest:
             "created": self.created,
             "licence": self.licence,
             "counts": dict(sorted(self.counts.items())),
-            "bytes": self.bytes,
+            "bytes": self.size,
             "tree": self.tree,
+            "citation": self.citation,
+            "description": self.description,
             "previous": self.previous,
             "files": [[file.path, file.size, file.sha256] for _, file in sorted(self.files.items())],
             "columns": {
@@ -168,14 +178,14 @@ def decode_manifest(data: bytes, name: str, where: str) -> Manifest:
         by_path = {file.path: file for file in files}
         if len(by_path) != len(files):
             raise ValueError("a file stands twice")
-        words = {key: _text(content, key) for key in ("name", "base", "zoo", "created", "licence", "previous", "tree")}
-        tree = words.pop("tree")
+        words = {key: _text(content, key) for key in WORDS}
+        tree = _text(content, "tree")
         counts = {str(status): _count(number) for status, number in dict(content["counts"]).items()}
         version = _count(content["version"])
         manifest = Manifest(
             **words, version=version, files=by_path, columns=_columns(content["columns"]), counts=counts, digest=digest
         )
-        if manifest.tree != tree or manifest.bytes != content["bytes"]:
+        if manifest.tree != tree or manifest.size != content["bytes"]:
             raise ValueError("tree digest or bytes are not those of its files")
         return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -200,6 +210,11 @@ def check_path(path: str) -> None:
     plain = all(part and part not in (".", "..") and part.isprintable() for part in parts)
     if not plain or len(path) > 512 or {"\\", ":"} & set(path) or parts[-1].startswith(".tmp-"):
         raise ValueError(f"{path!r:.120} is not a plain relative path")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be shown: lines without control characters."""
+    return len(text) <= TEXT and all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
 
 
 def _check_columns(columns: Columns, size: int) -> None:

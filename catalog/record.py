@@ -109,6 +109,13 @@ class Record:
         arrays = {f"{variant.path}/zarr.json": array_metadata(variant.grid) for variant in self.variants.values()}
         return {"zarr.json": group_metadata(), "weights/zarr.json": group_metadata(), **arrays}
 
+    def consolidated(self) -> bytes:
+        """The root's Zarr metadata in a published zoo: those of all nodes in one file, as zarr-python consolidates."""
+        files = {name.rpartition("/")[0]: json.loads(data) for name, data in self.metadata_files().items()}
+        root = files.pop("")
+        files["weights"] |= {"consolidated_metadata": _inline({})}
+        return (json.dumps(root | {"consolidated_metadata": _inline(files)}, indent=1) + "\n").encode()
+
     def encode(self) -> bytes:
         """The bytes of `zoo.json`: indented JSON whose last member is the sha256 of all bytes before it."""
         content = {
@@ -182,6 +189,10 @@ def _variant(entry: Mapping[str, Any], dtype: str, tier: str) -> Variant:
     cut = entry["unpacked"] if tier == PACKED else None
     unpacked = Grid(shape, tuple(cut["chunk"]), tuple(cut["shard"]), dtype) if cut else None
     return Variant(entry["name"], entry["architecture"], Layout.from_json(entry["layout"]), grid, unpacked)
+
+
+def _inline(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
 
 
 def _entry(variant: Variant) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def rebuild_table(zoo: Zoo) -> str:
     """
     committed = zoo.committed()
     rows = fragment_rows(zoo, committed)
-    content = {"format": FORMAT, "zoo": zoo.record.digest, "fragments": _fingerprint(committed)}
+    content = {"format": FORMAT, "zoo": zoo.record.digest, "fragments": fingerprint(committed)}
     data = write_parquet(rows, {KEY: json.dumps(content)})
     name = f"table.{hashlib.sha256(data).hexdigest()[:32]}.parquet"
     old = [found for found in table_files(zoo.folder) if found != name]
@@ -56,7 +56,7 @@ def cached_table(folder: Folder, record: Record, committed: Mapping[tuple[str, i
         except FileNotFoundError:  # replaced by a newer one since the listing
             continue
         content = check_table(name, data, folder.url)
-        if (content.get("zoo"), content.get("fragments")) != (record.digest, _fingerprint(committed)):
+        if (content.get("zoo"), content.get("fragments")) != (record.digest, fingerprint(committed)):
             continue
         grids = {variant.name: variant.grid for variant in record.variants.values()}
         count = sum(len(grids[name].models(shard)) * grids[name].shape[1] for name, shard in committed)
@@ -90,7 +90,8 @@ def table_files(folder: Folder) -> list[str]:
     return [name for name in folder.top() if NAME.fullmatch(name)]
 
 
-def _fingerprint(committed: Mapping[tuple[str, int], str]) -> str:
+def fingerprint(committed: Mapping[tuple[str, int], str]) -> str:
+    """Which fragments a table was made from."""
     return hashlib.sha256("\n".join(sorted(committed.values())).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from generators.kinds import GENERATORS
 from generators.recipe import RECIPES
 from tests.generator_zoos import moons
 from zoo.alignment.align import align
+from zoo.commands.shared import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--set", "iterations=20", "--set", "width=16", "--set", "depth=1", "--set", "batch_size=16")
@@ -131,7 +132,7 @@ def test_ctrl_c_keeps_what_is_trained(folder: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == weightscape.INTERRUPTED, said
+    assert process.returncode == INTERRUPTED, said
     assert "the same command goes on" in said
     assert not (tmp_path / "out" / "generator.json").exists()
     assert max(int(path.stem) for path in (tmp_path / "out" / "training").glob("*.ckpt")) > 0

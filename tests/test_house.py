@@ -60,7 +60,7 @@ def test_constraints_pin_what_the_project_asks_for(requirement: Requirement) -> 
 
 
 def test_tools_are_pinned_exactly_and_libraries_are_not() -> None:
-    assert [str(r) for r in EXTRAS["dev"] if not re.fullmatch(r"==[\d.]+", str(r.specifier))] == []
+    assert [str(r) for r in EXTRAS["dev"] if not re.fullmatch(r"==[\d.]+(post\d+)?", str(r.specifier))] == []
     libraries = CORE + [r for name, extra in EXTRAS.items() if name != "dev" for r in extra]
     assert [str(r) for r in libraries if not re.search(r">=", str(r.specifier)) or "==" in str(r.specifier)] == []
 

@@ -82,15 +82,6 @@ class _Compiling(logging.Handler):
 
 
 @contextmanager
-def counted(what: str, console: Console, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for calls that report (done, in all), while the block runs."""
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
 def measuring(
     console: Console, quiet: bool = False
 ) -> Iterator[tuple[Callable[[Cost], None], Callable[[str, int], None]]]:
