@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,26 @@ def fetch(fs: Any, path: str, file: StoredFile, where: str) -> Path:
     return _path(file.sha256)
 
 
+def find_piece(digest: str) -> bytes | None:
+    """Bytes kept under 32 digits of their sha256, such as a column of a row group; None when they are not here."""
+    path = _piece(digest)
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data).hexdigest()[:32] == digest:
+        return data
+    with contextlib.suppress(OSError):
+        path.unlink()  # damaged: the caller fetches it anew
+    return None
+
+
+def keep_piece(digest: str, data: bytes | memoryview) -> None:
+    """Put bytes there for `find_piece`, which checks them. A cache that cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        _put(_piece(digest), data)
+
+
 def remember(url: str, name: str, data: bytes) -> None:
     """Keep the last state of a file that may change, such as a pointer, for when there is no network."""
     from catalog.folder import write_durably
@@ -71,6 +93,23 @@ def recall(url: str, name: str) -> bytes | None:
         return _pointer(url, name).read_bytes()
     except OSError:
         return None
+
+
+def _put(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is absent or whole for other processes; not synced, since readers check its digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _piece(digest: str) -> Path:
+    return root() / "pieces" / digest[:2] / digest
 
 
 def _path(sha256: str) -> Path:

@@ -18,7 +18,9 @@ from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.frames import frame_names, read_view, seen_in
 from catalog.grid import from_stored
 from catalog.metrics import Measurement, measurements, with_metrics
+from catalog.objects import polars_source
 from catalog.publication import published_folder
+from catalog.published import Catalog
 from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.shards import Shard
@@ -111,10 +113,13 @@ class Zoo:
         Args:
             metrics: with the measured columns, as `catalog.metrics.with_metrics` names them.
         """
-        committed = self.committed()
-        rows = cached_table(self.folder, self.record, committed)
-        if rows is None:
-            rows = fragment_rows(self, committed)
+        published = self._published(metrics)
+        if published is not None:
+            rows, metrics = published.table(), False  # which has them
+        else:
+            committed = self.committed()
+            cached = cached_table(self.folder, self.record, committed)
+            rows = fragment_rows(self, committed) if cached is None else cached
         rows = rows.select(pl.lit(self.name).alias("zoo"), pl.all())
         return with_metrics(self, rows) if metrics else rows
 
@@ -137,8 +142,36 @@ class Zoo:
         return read_view(self, name, variant or next(iter(self.record.variants)))
 
     def scan(self, status: str | None = "ok") -> pl.LazyFrame:
-        """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too."""
-        return with_status(self.table().lazy(), status)
+        """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too.
+
+        Of a published zoo, a query fetches the columns it names, and where its filter excludes all of a row group only
+        those that the filter looks at. Of a zoo that is not published, this loads the table.
+
+        Raises:
+            CorruptError: bytes that are not those published; of a published zoo when the query runs.
+        """
+        published = self._published()
+        return with_status(self.table().lazy() if published is None else published.scan(), status)
+
+    def polars_source(self) -> tuple[str, dict[str, str]]:
+        """URL and storage_options of a published zoo's table for `polars.scan_parquet`, which checks no digest.
+
+        Raises:
+            QueryError: this zoo is not published, or its URL is of a kind that polars does not read.
+        """
+        if self.folder.manifest is None:
+            raise QueryError(f"{self.url} is not published: its table is in no file that polars could read; use scan()")
+        return polars_source(self.folder, self.folder.manifest.columns.path)
+
+    @functools.cached_property
+    def _catalog(self) -> Catalog | None:
+        """The table of a published version."""
+        return None if self.folder.manifest is None else Catalog(self.folder, self.record, self.name)
+
+    def _published(self, metrics: bool = True) -> Catalog | None:
+        """The published table, where it has the columns asked for: with metrics, those it was published with."""
+        own = self.metrics_at is None and not self.versions if metrics else not self.folder.files("metrics")
+        return self._catalog if own else None
 
     def read(
         self,
@@ -233,7 +266,7 @@ class Zoo:
             place = (models[here] - number * grid.shard[0]) * grid.shape[1] + checkpoints[here]
             if not shard.stored[place].all():
                 at = int(place[np.argmin(shard.stored[place])])
-                row = self.fragment(shard.name).rows.row(at, named=True)
+                row = shard.about(["run", "epoch", "status", "reason"]).row(at, named=True)
                 raise MissingDataError(
                     f"run {row['run']} in shard {number} of {variant.name} in {self.url} has no weights at epoch "
                     f"{row['epoch']} ({row['status']}: {row['reason']}); filter by stored"
@@ -260,9 +293,15 @@ class Zoo:
         lacking = [name for name in names.values() if name not in kept]
         for first in range(0, len(lacking), TOGETHER):
             some = lacking[first : first + TOGETHER]
-            self._fetch(some)
-            loaded |= {name: self._reader.shard(variant.grid, name, self.fragment) for name in some}
-        return {n: loaded.get(s) or self._reader.shard(variant.grid, s, self.fragment) for n, s in names.items()}
+            loaded |= self._load(variant, some)
+        return {n: loaded.get(name) or kept.get(name) or self._load(variant, [name])[name] for n, name in names.items()}
+
+    def _load(self, variant: Variant, names: Sequence[str]) -> dict[str, Shard]:
+        """What is committed of these shards of a variant, from the published table or else from their fragments."""
+        if self._catalog is not None:
+            return {s.name: self._reader.keep(s) for s in self._catalog.shards(variant, names)}
+        self._fetch(names)
+        return {name: self._reader.keep(Shard.of(variant.grid, name, self.fragment(name))) for name in names}
 
     def _fetch(self, names: Sequence[str]) -> None:
         """Load fragments far away, all requested at once; errors are left to `fragment`, which meets them again."""
