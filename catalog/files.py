@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from catalog import cache
-from catalog.errors import FormatError
+from catalog.errors import FormatError, ZooError
 from catalog.folder import Folder, storage_error
 from catalog.ranges import joined
 
@@ -227,8 +227,8 @@ class RemoteFiles:
         """The error for a range that did not come."""
         if isinstance(error, FileNotFoundError):
             return Damage(self.names[number], "{path} is not there", missing=True)
-        if error is not None and not isinstance(error, Exception):
-            return error  # somebody interrupts
+        if error is not None and (not isinstance(error, Exception) or isinstance(error, ZooError)):
+            return error  # somebody interrupts, or it says all there is to say
         try:
             found = self.folder.size(self.names[number])
         except FileNotFoundError:
