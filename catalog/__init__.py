@@ -21,6 +21,7 @@ from typing import Any, overload
 from catalog.dataset import dataset
 from catalog.pack import pack, unpack
 from catalog.publish import Published, publish
+from catalog.pull import Pulled, pull
 from catalog.splits import split
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
@@ -29,6 +30,7 @@ from catalog.write import create, make_variant, write_shard
 
 __all__ = [
     "Published",
+    "Pulled",
     "Zoo",
     "Zoos",
     "create",
@@ -37,6 +39,7 @@ __all__ = [
     "open",
     "pack",
     "publish",
+    "pull",
     "query",
     "rebuild_table",
     "split",
