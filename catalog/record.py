@@ -15,6 +15,7 @@ from catalog.grid import CODEC, HOT, PACKED, TIERS, Grid, array_metadata, group_
 from weightspace.layout import Layout
 
 FORMAT = 1
+IMPORTED = "imported"  # family of networks of others, and what their spec holds
 LIMIT = 64 << 20  # bytes of a zoo.json; a layout costs ~100 bytes a tensor
 DEPTH = 64  # of nested lists and objects; a spec has five
 MAX_SHARDS = 1 << 20  # of a zoo, whose fragments all lie in one folder
