@@ -32,7 +32,7 @@ AT_EPOCH = re.compile(r"(?P<run>.*?)[-_. ]*(?:epoch|step|ckpt|checkpoint)[-_=. ]
 RUNS, EPOCHS = ("run", "run_id", "lineage", "trial", "model", "model_id"), ("epoch", "step", "checkpoint")
 
 
-def folder(source: Any, options: Options, pickles: Pickles) -> Found:
+def from_folder(source: Any, options: Options, pickles: Pickles) -> Found:
     """Every file of weights below a folder; a table's column that names files joins its other columns."""
     place = local_folder(source, "a folder of weights")
     names = list(place.files())
@@ -49,8 +49,10 @@ def folder(source: Any, options: Options, pickles: Pickles) -> Found:
         if not row["reason"]:
             row |= _looked_at(place, row["source"], layouts, notes, pickles)
     taken = {row["source"] for row in own}
-    known = {name.as_posix() for name in weights} | {"" if table is None else table[0]}
-    skipped += [(str(name), "no file of weights") for name in names if name.as_posix() not in known | taken]
+    known = (
+        {name.as_posix() for name in weights} | taken | {name for name, _ in skipped} | set(table[:1] if table else ())
+    )
+    skipped += [(str(name), "no file of weights") for name in names if name.as_posix() not in known]
     sources = [row["source"] for row in own]
 
     def load(at: int) -> Tensors:

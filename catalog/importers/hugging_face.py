@@ -60,7 +60,7 @@ class Repository:
         return blob.read(0, blob.size)
 
 
-def hugging_face(source: Any, options: Options, pickles: Pickles) -> Found:
+def from_hub(source: Any, options: Options, pickles: Pickles) -> Found:
     """Repositories: one, those below a folder, or a list of folders and `hf://org/name` URLs.
 
     `checkpoint-500` below a repository is its epoch 500; a repository itself has epoch 0.

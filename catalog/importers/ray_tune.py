@@ -68,7 +68,7 @@ class Trial:
         return self.folder.as_posix()
 
 
-def ray_tune(source: Any, options: Options, pickles: Pickles) -> Found:
+def from_ray(source: Any, options: Options, pickles: Pickles) -> Found:
     """Trials below a folder, in the order of their names."""
     place = local_folder(source, "a zoo of Ray Tune")
     notes = Notes()

@@ -22,8 +22,11 @@ MAX_COLUMNS = 200  # a fragment has at most 256
 MAX_TEXT = 4096  # characters of a value
 MAX_ROWS = 1 << 22
 TAKEN = {*ADDRESS, "run", "epoch", "status", "reason", "source", "zoo", "layout", "split", "duplicate_of", "trial_id"}
-WHOLE = r"^[+-]?(0|[1-9][0-9]{0,18})$"  # 007 is a name
-REAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$|^[+-]?(?i:nan|inf|infinity)$"
+WHOLE = r"^[+-]?(0|[1-9][0-9]{0,18})$"  # 007 is a name, and so are more digits than an integer has
+REAL = (
+    r"^[+-]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(0|[1-9][0-9]{0,14}))$|^[+-]?(?i:nan|inf|infinity)$"
+    r"|^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)[eE][+-]?[0-9]{1,4}$"
+)
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 
 
