@@ -188,7 +188,7 @@ class RemoteFiles:
         for number, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
             with contextlib.suppress(OSError):  # the manifest does not list it, or the cache just lost it
                 entry = self.folder.entry(name)
-                path = entry and cache.find(entry.sha256)
+                path = entry and cache.checked(entry)
                 if path and (file := OpenFile(os.fspath(path))).stamp[0] == size:
                     yield number, file
 

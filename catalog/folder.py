@@ -437,9 +437,9 @@ def _not_gone(error: OSError) -> None:
 
 def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> None:
     """Write a file; with `new`, FileExistsError when it is there already."""
-    directory, name = os.path.split(path)
-    _make_directory(directory)
-    temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+    directory = os.path.dirname(path)
+    make_directory(directory)
+    temporary = temporary_path(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -458,21 +458,28 @@ def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> Non
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
         raise
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
-def _make_directory(directory: str) -> None:
+def temporary_path(path: str) -> str:
+    """A name beside a file, for its bytes while they are written; `sweep` removes it once this process is gone."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+
+
+def make_directory(directory: str) -> None:
+    """Make a folder and those above it, each there after a power cut."""
     if not os.path.isdir(directory):
         parent = os.path.dirname(directory)
-        _make_directory(parent)
+        make_directory(parent)
         try:
             os.mkdir(directory)
         except FileExistsError:
             return
-        _sync_directory(parent)
+        sync_directory(parent)
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -189,7 +189,7 @@ def _published(manifest: Manifest, versions: Sequence[Manifest]) -> dict[str, St
                 if there[path] != manifest.files[path]:
                     raise PublishError(
                         f"{path} has other bytes than in version {version.version}, which never changes: this is "
-                        "another build of the zoo, or was written anew; publish it elsewhere, or create it under another name"
+                        "another build of the zoo, or was written anew; publish elsewhere, or build under another name"
                     )
     return there
 
