@@ -39,6 +39,7 @@ class FaultyServer(ThreadingHTTPServer):
         where: pattern of the paths that have it.
         left: answers that have it still, a negative number for all.
         requests: (method, path, Range header) of all.
+        delay: seconds before each answer.
         sent: bytes of bodies.
         seen: headers of the last request.
         busy, most: requests being answered now, and the most that ever were.
@@ -46,7 +47,7 @@ class FaultyServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    fault, where, left = "", "", -1
+    fault, where, left, delay = "", "", -1, 0.0
     other: FaultyServer
 
     def __init__(self, folder: Path) -> None:
@@ -99,6 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         server = self.server
+        time.sleep(server.delay)
         answer = self.right(self.path.removeprefix("/moved"))
         fault = server.takes_fault(self.path)
         if fault and not (self.command == "HEAD" and fault in BODIES):
