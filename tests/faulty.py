@@ -208,13 +208,20 @@ def other_range(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, status=206).but(content_range=shifted))
 
 
+def later_range(handler: Handler, answer: Answer) -> None:
+    """All of the range but its first byte, which a server may not leave out."""
+    start, stop = map(int, re.findall(r"\d+", answer.headers.get("Content-Range", "bytes 0-9/10"))[:2])
+    later = f"bytes {start + 1}-{stop}/{10**6}"
+    handler.send(replace(answer, status=206, body=answer.body[1:]).but(content_range=later))
+
+
 def no_content_range(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, status=206).but(content_range=None))
 
 
 def endless(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, body=b"").but(transfer_encoding="chunked"))
-    while not handler.server.closing.is_set():
+    for _ in range(1 << 10):  # 64 MiB, far more than anybody takes
         handler.put(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
 
 
@@ -293,6 +300,7 @@ FAULTS: dict[str, Fault] = {
     "another file": another_file,
     "no ranges": no_ranges,
     "other range": other_range,
+    "later range": later_range,
     "no content-range": no_content_range,
     "endless": endless,
     "many headers": many_headers,
