@@ -223,6 +223,7 @@ def endless(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, body=b"").but(transfer_encoding="chunked"))
     for _ in range(1 << 10):  # 64 MiB, far more than anybody takes
         handler.put(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+    handler.close_connection = True
 
 
 def drip(handler: Handler, answer: Answer) -> None:
