@@ -21,6 +21,10 @@ class FormatError(ZooError, ValueError):
     """A file is of a format or shape this version does not read."""
 
 
+class NoRangesError(FormatError):
+    """A server gives the whole file where a range of it was asked for."""
+
+
 class CorruptError(ZooError, OSError):
     """Bytes differ from what was committed."""
 

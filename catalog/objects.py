@@ -62,7 +62,5 @@ def _all_known(left: Mapping[str, Any], found: dict[str, str]) -> dict[str, str]
     # these change how fsspec works, not what it reaches
     harmless = {"project", "use_listings_cache", "skip_instance_cache", "asynchronous", "default_block_size"}
     if unknown := sorted(name for name, value in left.items() if value is not None and name not in harmless):
-        raise QueryError(
-            f"storage option {unknown[0]!r} has no counterpart in polars; use scan()"
-        )
+        raise QueryError(f"storage option {unknown[0]!r} has no counterpart in polars; use scan()")
     return found

@@ -24,7 +24,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from catalog import cache
-from catalog.errors import CorruptError, FormatError, MissingDataError
+from catalog.errors import CorruptError, FormatError, MissingDataError, ZooError
 from catalog.folder import Folder, storage_error
 from catalog.fragments import StoredFile, columns_problem, listed, read_content, read_table
 from catalog.manifest import Chunk, Columns
@@ -285,6 +285,8 @@ class Sparse:
                 return self._whole()  # a server without byte ranges
             if isinstance(data, FileNotFoundError):
                 raise MissingDataError(f"{self._where} is not there; publish the zoo again") from data
+            if isinstance(data, ZooError):
+                raise data
             if isinstance(data, BaseException):
                 raise storage_error(data, f"reading {self._where}") if isinstance(data, Exception) else data
             self._take(memoryview(data), start, {key for _, key in part})

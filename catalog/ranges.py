@@ -18,7 +18,7 @@ def joined(ranges: Sequence[Range], free: int = 0) -> list[slice]:
     Ranges that touch or overlap are joined, then those with the smallest gaps, while all gaps together are at most a
     quarter of the bytes asked for, or `free` bytes. So what comes is at most 1.25 times what was asked for.
 
-    >>> joined([(0, 0, 100), (0, 110, 210), (0, 300, 400), (1, 0, 100)])
+    >>> joined([(0, 0, 100), (0, 110, 210), (0, 350, 450), (1, 0, 100)])
     [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
     """
     if not ranges:
