@@ -24,8 +24,8 @@ from catalog.store import Zoo
 from tests.catalog_zoos import fill, long, net, write
 
 HOSTILE = (
-    "<script>alert(1)</script> `x` | [a](javascript:b) ![i](http://e.org/i) **b** \N{SNOWMAN} \"q\" 'p' $x$ & # y: z --- "
-    "www.e.org"
+    "<script>alert(1)</script> `x` | [a](javascript:b) ![i](http://e.org/i) **b** \N{SNOWMAN} \"q\" 'p' $x$ & # y: z "
+    "--- www.e.org"
 )
 
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Zoo, Published]:
     for variant, shard in zoo.record.shards:
         write(zoo, variant, shard)
     runs = [f"net-{n}" for n in range(6)]
-    split = pl.DataFrame({"run": runs, "epoch": 10, "split": ["train"] * 4 + ["validation", "test"]})
+    split = pl.DataFrame({"run": runs, "epoch": [10] * 6, "split": ["train"] * 4 + ["validation", "test"]})
     write_measurement(zoo, Measurement("split", version_of(1, {}), {}, True, split, {}))
     return zoo, publish(zoo, folder / "to", description="It is *small*.\n\n<img src=x onerror=alert(1)>\n- no list")
 
@@ -125,7 +125,7 @@ def test_nothing_of_the_zoo_is_markup(made: tuple[Zoo, Published]) -> None:
     outside = re.sub(r"`[^`\n]*`", "", outside.replace("\\`", ""))
     assert "<" not in outside
     assert not re.search(r"(?<!\\)\]\(|(?<!\\)!?\[", outside)
-    assert "://" not in outside
+    assert not re.search(r"(?<!\\)://", outside)
     assert not re.search(r"(?<!\\)\*", outside)
     for line in outside.splitlines():
         if line.startswith("|"):
