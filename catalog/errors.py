@@ -21,6 +21,10 @@ class FormatError(ZooError, ValueError):
     """A file is of a format or shape this version does not read."""
 
 
+class NoRangesError(FormatError):
+    """A server gives the whole file where a range of it was asked for."""
+
+
 class CorruptError(ZooError, OSError):
     """Bytes differ from what was committed."""
 
@@ -75,6 +79,10 @@ class AlignError(ZooError, ValueError):
 
 class GeneratorError(ZooError, ValueError):
     """A generator cannot be trained, stored, loaded, sampled or judged as asked."""
+
+
+class SourceError(ZooError, ValueError):
+    """What should be imported is of no known format, cannot be read, or needs a permission that was not given."""
 
 
 class UnknownNameError(ZooError, KeyError):

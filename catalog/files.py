@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from catalog.errors import FormatError
+from catalog import cache
+from catalog.errors import FormatError, ZooError
 from catalog.folder import Folder, storage_error
+from catalog.ranges import joined
 
 # (number of the file, offset, contiguous arrays to fill one after the other, bytes in all); Any, since the types of
 # Python 3.11 know no buffers of numpy
@@ -21,8 +24,6 @@ Stamp = tuple[int, ...]
 
 KEPT = 64  # files that stay open
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: read what is in memory, else say so at once
-GAP = 256 << 10  # bytes between two ranges that are fetched with them: cheaper than another request
-REQUEST = 8 << 20  # ranges side by side are one request up to this many bytes: several run at once
 
 
 class Damage(Exception):
@@ -66,8 +67,9 @@ class LocalFiles:
     """
 
     together = 0  # bytes worth asking for at once: nothing is gained by that here
+    dense = 2  # a chunk is read whole where at least one in so many of its rows is wanted
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept, _: bool) -> None:
         self.folder, self.names, self.cold = folder, names, False
         self.files: list[OpenFile] = []  # as long as they are here nobody closes them
         for name, size in zip(names, sizes, strict=True):
@@ -154,10 +156,12 @@ class RemoteFiles:
     """
 
     together = 64 << 20  # bytes that one call fetches side by side, and holds in memory
+    dense = 4 / 3  # what is fetched is to be little more than what is wanted
     cold = False
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept, cached: bool) -> None:
         self.folder, self.names, self.sizes = folder, names, sizes
+        self.copies = dict(self._in_cache()) if cached and folder.manifest is not None else {}
         self.stamps: list[Stamp | None] = [None] * len(names)
 
     def expect(self, pieces: Sequence[Piece]) -> None:
@@ -167,13 +171,35 @@ class RemoteFiles:
         """As `LocalFiles.fill`; also raises FormatError for servers without byte ranges."""
         batch: list[tuple[int, int, list[Piece]]] = []
         held = 0
-        for start, stop, group in _requests(sorted(pieces, key=lambda piece: piece[:2])):
+        far = [piece for piece in pieces if piece[0] not in self.copies]
+        for number, offset, arrays, _ in pieces:
+            if number in self.copies:
+                self._copy(number, offset, arrays)
+        for start, stop, group in _requests(sorted(far, key=lambda piece: piece[:2])):
             if batch and held + stop - start > self.together:
                 self._fetch(batch)
                 batch, held = [], 0
             batch.append((start, stop, group))
             held += stop - start
         self._fetch(batch)
+
+    def _in_cache(self) -> Iterator[tuple[int, OpenFile]]:
+        """Those of the files that were fetched whole before."""
+        for number, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
+            with contextlib.suppress(OSError):  # the manifest does not list it, or the cache just lost it
+                entry = self.folder.entry(name)
+                path = entry and cache.find(entry.sha256)
+                if path and (file := OpenFile(os.fspath(path))).stamp[0] == size:
+                    yield number, file
+
+    def _copy(self, number: int, offset: int, arrays: Sequence[Any]) -> None:
+        for array in arrays:
+            view = array.reshape(-1).view(np.uint8)
+            while len(view):
+                count = _read_into(self.copies[number].descriptor, view, offset)
+                if not count:
+                    raise Damage(self.names[number], "the copy of {path} in the cache came shorter than it is")
+                view, offset = view[count:], offset + count
 
     def _fetch(self, requests: Sequence[tuple[int, int, list[Piece]]]) -> None:
         starts, stops = [start for start, _, _ in requests], [stop for _, stop, _ in requests]
@@ -201,8 +227,8 @@ class RemoteFiles:
         """The error for a range that did not come."""
         if isinstance(error, FileNotFoundError):
             return Damage(self.names[number], "{path} is not there", missing=True)
-        if error is not None and not isinstance(error, Exception):
-            return error  # somebody interrupts
+        if error is not None and (not isinstance(error, Exception) or isinstance(error, ZooError)):
+            return error  # somebody interrupts, or it says all there is to say
         try:
             found = self.folder.size(self.names[number])
         except FileNotFoundError:
@@ -216,24 +242,20 @@ class RemoteFiles:
 
 def _requests(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, list[Piece]]]:
     """Ranges (start, stop) of one file that fetch all pieces, which come in order, with the pieces inside."""
-    start = stop = 0
-    group: list[Piece] = []
-    for piece in pieces:
-        number, offset, _, length = piece
-        if group and (number != group[0][0] or offset - stop > GAP or offset + length - start > REQUEST):
-            yield start, stop, group
-            group = []
-        start, stop = (start, max(stop, offset + length)) if group else (offset, offset + length)
-        group.append(piece)
-    if group:
-        yield start, stop, group
+    for part in joined([(number, offset, offset + length) for number, offset, _, length in pieces]):
+        group = list(pieces[part])
+        yield group[0][1], max(offset + length for _, offset, _, length in group), group
 
 
 Files = LocalFiles | RemoteFiles
 
 
-def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> Files:
-    """Files of a folder to read from; local ones stay open in `kept`, the last few."""
+def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept, cached: bool = True) -> Files:
+    """Files of a folder to read from; local ones stay open in `kept`, the last few.
+
+    Args:
+        cached: whether copies in the cache may take the place of files of a published zoo far away.
+    """
     kind: Callable[..., Any] = LocalFiles if folder.local else RemoteFiles
-    found: Files = kind(folder, names, sizes, kept)
+    found: Files = kind(folder, names, sizes, kept, cached)
     return found

@@ -11,20 +11,26 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import fsspec
 
 from catalog import cache
-from catalog.errors import CorruptError, FormatError, OfflineError, StorageError, ZooError
+from catalog.errors import CorruptError, FormatError, NoRangesError, OfflineError, StorageError, ZooError
+from catalog.retry import again, again_each
 
 if TYPE_CHECKING:
     from catalog.fragments import StoredFile
     from catalog.manifest import Manifest
 
 TEMPORARY = ".tmp-"  # a name starting so is half-written: readers, digests and `verify` pass over it
+PLAIN = "/!$&'()*+,;=:@~"  # characters of a path in a URL that need no escape
+TOGETHER = 16  # whole files fetched at once
+Range = tuple[str, int | None, int | None]  # name, start, stop
 ABANDONED = 24 * 3600  # seconds after which another machine's half-written file is nobody's
 
 
@@ -58,6 +64,11 @@ class Folder:
             raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
         if "://" not in text or text.startswith(("file://", "local://")):
             return cls(text, os.path.abspath(text.split("://", 1)[-1]))
+        if text.lower().startswith(("http://", "https://")):
+            from catalog.web import Web
+
+            web, root = Web.at(text, storage_options)
+            return cls(root, root, web)
         try:
             fs, root = fsspec.core.url_to_fs(text, **storage_options)
         except (ImportError, ValueError) as error:  # both say which scheme or package
@@ -72,7 +83,12 @@ class Folder:
         """Full path of a file of this folder. `name` is relative, with forward slashes, and stays inside."""
         if name.startswith("/") or "\0" in name or (".." in name and ".." in name.split("/")):
             raise FormatError(f"{name!r} leads out of the zoo {self.url}")
-        return f"{self.root}/{name}"
+        return f"{self.root}/{quote(name, safe=PLAIN) if self.web else name}"
+
+    @property
+    def web(self) -> bool:
+        """Whether paths are URLs of a web server."""
+        return self.fs is not None and "http" in self.fs.protocol
 
     def below(self, name: str) -> Folder:
         """A folder inside this one."""
@@ -95,20 +111,30 @@ class Folder:
             CorruptError: it is not what the manifest says. OfflineError: it is not in the cache.
         """
         with self._refusals(f"reading {name} of {self.url}"):
-            if limit is not None and (found := self.size(name)) > limit:
-                raise FormatError(f"{name} of {self.url} has {found:,} bytes, more than the {limit:,} allowed")
             if entry := self.entry(name):
+                if limit is not None and entry.size > limit:
+                    raise _too_long(name, self.url, entry.size, limit)
                 return self._checked(entry)
+            if self.web:
+                _online(self.url)
+                return bytes(self.fs.cat_file(self.path(name), limit=limit))
             if self.local:
+                if limit is not None and (found := self.size(name)) > limit:
+                    raise _too_long(name, self.url, found, limit)
                 return Path(self.path(name)).read_bytes()
             _online(self.url)
-            data: bytes = self.fs.cat_file(self.path(name))
+            upto = {} if limit is None else {"start": 0, "end": limit + 1}  # one request, where a size costs another
+            data = bytes(again(lambda: self.fs.cat_file(self.path(name), **upto)))
+            if limit is not None and len(data) > limit:
+                raise _too_long(name, self.url, len(data), limit)
             return data
 
     def _checked(self, entry: StoredFile) -> bytes:
         """A file of the manifest, from the cache if it lies far away."""
         path = self.path(entry.path)
-        data = Path(path if self.local else cache.fetch(self.fs, path, entry, self.url)).read_bytes()
+        if not self.local:
+            return cache.read(self.fs, path, entry, self.url)
+        data = Path(path).read_bytes()
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CorruptError(f"{entry.path} of {self.url} is not what its manifest says; restore it from a copy")
         return data
@@ -118,12 +144,67 @@ class Folder:
     ) -> list[bytes | BaseException]:
         """Bytes [start, stop) of files far away, all requested at once; what failed gives its exception in that place.
 
-        None stands for the beginning and the end of a file. A short file gives short bytes.
+        None stands for the beginning and the end of a file. A short file gives short bytes. Whole files of a published
+        version go through the cache, and ranges of what is there are taken from there.
         """
+        wanted = list(zip(names, starts, stops, strict=True))
+        found: list[Any] = [None] * len(wanted)
         with self._refusals(f"reading {len(names)} ranges of {self.url}"):
+            ahead = list(range(len(wanted)))
+            if self.manifest is not None:
+                ahead = self._from_cache(wanted, found)
+            if ahead:
+                _online(self.url)
+                for at, data in zip(ahead, self._ranges([wanted[at] for at in ahead]), strict=True):
+                    found[at] = data
+            if self.manifest is not None:
+                self._without_ranges(wanted, found)
+        return found
+
+    def _ranges(self, wanted: Sequence[Range]) -> list[Any]:
+        def ask(some: list[int]) -> list[Any]:
+            names, starts, stops = zip(*(wanted[at] for at in some), strict=True)
             paths = [self.path(name) for name in names]
-            _online(self.url)
-            return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return")) if paths else []
+            return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return"))
+
+        return ask(list(range(len(wanted)))) if self.web else again_each(ask, len(wanted))  # ours tries again itself
+
+    def _from_cache(self, wanted: Sequence[Range], found: list[Any]) -> list[int]:
+        """Whole files, fetched where they are not there, and ranges of those that are; which ranges are left."""
+        left, whole = [], []
+        for at, (name, start, stop) in enumerate(wanted):
+            if start is None and stop is None:
+                whole.append(at)
+            elif path := cache.checked(self._entry(name)):
+                found[at] = _part(path, start, stop)
+            else:
+                left.append(at)
+        if whole:
+            with ThreadPoolExecutor(min(len(whole), TOGETHER)) as pool:
+                for at, data in zip(whole, pool.map(lambda at: self._whole(wanted[at][0]), whole), strict=True):
+                    found[at] = data
+        return left
+
+    def _without_ranges(self, wanted: Sequence[Range], found: list[Any]) -> None:
+        """From a server without byte ranges, a published file comes whole, once: the manifest says how long it is."""
+        for at, (name, start, stop) in enumerate(wanted):
+            if isinstance(found[at], NoRangesError):
+                try:
+                    entry = self._entry(name)
+                    found[at] = _part(cache.fetch(self.fs, self.path(name), entry, self.url), start, stop)
+                except Exception as error:
+                    found[at] = error
+
+    def _whole(self, name: str) -> bytes | Exception:
+        try:
+            return self._checked(self._entry(name))
+        except Exception as error:
+            return error
+
+    def _entry(self, name: str) -> StoredFile:
+        entry = self.entry(name)
+        assert entry is not None
+        return entry
 
     def size(self, name: str) -> int:
         """Bytes of a file. FileNotFoundError when it is not there."""
@@ -136,7 +217,7 @@ class Folder:
                     raise IsADirectoryError(errno.EISDIR, "not a file")
                 return found.st_size
             _online(self.url)
-            size = self.fs.size(self.path(name))
+            size = again(lambda: self.fs.size(self.path(name)))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
             return int(size)
@@ -152,7 +233,10 @@ class Folder:
         if self.manifest is not None:
             return name in self.manifest.files
         with self._refusals(f"looking at {name} of {self.url}"):
-            return os.path.exists(self.path(name)) if self.local else bool(self.fs.exists(self.path(name)))
+            if self.local:
+                return os.path.exists(self.path(name))
+            _online(self.url)
+            return bool(again(lambda: self.fs.exists(self.path(name))))
 
     def files(self, under: str = "") -> list[str]:
         """Names of all whole files below `under`, as of now, sorted; half-written ones are passed over.
@@ -173,13 +257,13 @@ class Folder:
                 _online(self.url)
                 self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
                 try:
-                    names = [str(path)[len(self.root) :].lstrip("/") for path in self.fs.find(top)]
+                    names = [str(path)[len(self.root) :].lstrip("/") for path in again(lambda: self.fs.find(top))]
                 except FileNotFoundError:
                     names = []
-                names = [name for name in names if not {"?", "#"} & set(name)]  # links to sort a web server's listing
-                names = [name for name in names if name != under]  # a page in the place of the listing
-                if not names and "http" in self.fs.protocol:
-                    self._remote_top()  # which raises where the server lists nothing at all
+                if self.web:
+                    names = [unquote(name) for name in names]
+                    if not names:
+                        self._remote_top()  # which raises where the server lists nothing at all
         return sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
 
     def top(self) -> list[str]:
@@ -202,15 +286,16 @@ class Folder:
 
     def _remote_top(self) -> list[str]:
         advice = f"{self.url} cannot be listed; use a server that lists its folders, or copy the zoo here"
-        http = "http" in self.fs.protocol
         try:
-            found = self.fs.ls(self.root, detail=True)
-        except Exception as error:
-            if http:
+            found = again(lambda: self.fs.ls(self.root, detail=True))
+        except FileNotFoundError as error:
+            if self.web:
                 raise FormatError(f"{advice} ({error})") from error
             raise
         names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
-        if http and "zoo.json" not in names:  # which is there, or nobody would list this folder
+        if self.web:
+            names = list(map(unquote, names))
+        if self.web and "zoo.json" not in names:  # which is there, or nobody would list this folder
             raise FormatError(advice)
         return names
 
@@ -304,6 +389,16 @@ def _unconditional(error: Exception) -> bool:
     return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
 
 
+def _part(path: Path, start: int | None, stop: int | None) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start or 0)
+        return file.read(-1 if stop is None else max(stop - (start or 0), 0))
+
+
+def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
+    return FormatError(f"{name} of {url} has {size:,} bytes, more than the {limit:,} allowed")
+
+
 def _online(url: str) -> None:
     if cache.offline():
         raise OfflineError(
@@ -336,9 +431,9 @@ def _not_gone(error: OSError) -> None:
 
 def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> None:
     """Write a file; with `new`, FileExistsError when it is there already."""
-    directory, name = os.path.split(path)
-    _make_directory(directory)
-    temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+    directory = os.path.dirname(path)
+    make_directory(directory)
+    temporary = temporary_path(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -357,21 +452,28 @@ def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> Non
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
         raise
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
-def _make_directory(directory: str) -> None:
+def temporary_path(path: str) -> str:
+    """A name beside a file, for its bytes while they are written; `sweep` removes it once this process is gone."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+
+
+def make_directory(directory: str) -> None:
+    """Make a folder and those above it, each there after a power cut."""
     if not os.path.isdir(directory):
         parent = os.path.dirname(directory)
-        _make_directory(parent)
+        make_directory(parent)
         try:
             os.mkdir(directory)
         except FileExistsError:
             return
-        _sync_directory(parent)
+        sync_directory(parent)
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,7 +9,7 @@ from typing import Any
 from catalog import cache
 from catalog.errors import CorruptError, OfflineError
 from catalog.folder import Folder
-from catalog.manifest import NAME, VERSION, Manifest, decode_manifest
+from catalog.manifest import LIMIT, NAME, VERSION, Manifest, decode_manifest
 
 
 def published_folder(
@@ -56,7 +56,7 @@ def read_manifest(folder: Folder, name: str = NAME) -> Manifest | None:
             raise OfflineError(f"WEIGHTSCAPE_OFFLINE is set, and {folder.url} was not opened before; unset it once")
     else:
         try:
-            data = folder.read(name)
+            data = folder.read(name, LIMIT)
         except FileNotFoundError:
             return None
         if not folder.local:

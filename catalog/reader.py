@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +12,10 @@ import numpy as np
 from catalog.errors import CorruptError, MissingDataError
 from catalog.files import Damage, Files, Kept, Piece, Stamp, open_files
 from catalog.folder import Folder
-from catalog.fragments import Fragment
 from catalog.gather import Wanted, Window, check_rows, read_chunks, read_part, read_scattered
-from catalog.grid import PACKED, Grid
+from catalog.grid import PACKED
 from catalog.record import Variant
-from catalog.shards import Shard, decode_index, index_bytes
+from catalog.shards import Shard, decode_index, index_bytes, planned_offsets
 
 OPEN = 64  # files open at a time
 KEPT_INDICES = 1024
@@ -40,13 +39,11 @@ class Reader:
     files: Kept = field(default_factory=OrderedDict)
     listing: dict[int | None, dict[tuple[str, int], str]] = field(default_factory=dict)
 
-    def shard(self, grid: Grid, name: str, load: Callable[[str], Fragment]) -> Shard:
-        """What the fragment of this name says; `load` gives the fragment when it is not kept."""
-        shard = self.shards.get(name)
-        if shard is None:
-            shard = self.shards[name] = Shard.of(grid, name, load(name))
-            while len(self.shards) > KEPT_SHARDS:
-                self.shards.popitem(last=False)
+    def keep(self, shard: Shard) -> Shard:
+        """Keep what is committed of a shard."""
+        self.shards[shard.name] = shard
+        while len(self.shards) > KEPT_SHARDS:
+            self.shards.popitem(last=False)
         return shard
 
     def read(
@@ -77,20 +74,30 @@ class Reader:
 
             return packed.read(folder, variant, shards, models, checkpoints, columns)
         kept = [] if folder.local else list(self.indices)
+        far = folder.manifest is not None and not folder.local
         wanted = Wanted.of(variant.grid, shards, models, checkpoints, columns)
         try:
-            self._fill(folder, variant, shards, wanted)
+            self._fill(folder, variant, shards, wanted, far)
         except MissingDataError:
             raise
         except CorruptError:
-            if not kept:  # files that are here say when they change; those far away may have been mended since
+            # Files that are here say when they change. Those far away may have been mended since, a file in the cache
+            # may be damaged, and another writer may have put chunks in an order of its own.
+            if not kept and not far:
                 raise
             for path in kept:
                 self.indices.pop(path, None)
-            self._fill(folder, variant, shards, wanted)
+            self._fill(folder, variant, shards, wanted, False)
         return wanted.out
 
-    def _fill(self, folder: Folder, variant: Variant, shards: Mapping[int, Shard], wanted: Wanted) -> None:
+    def _fill(
+        self, folder: Folder, variant: Variant, shards: Mapping[int, Shard], wanted: Wanted, assume: bool
+    ) -> None:
+        """Fill what is wanted.
+
+        Args:
+            assume: that files are what a manifest says: copies in the cache, chunks where the format puts them.
+        """
         grid, edges = variant.grid, wanted.edges.tolist()
         split = grid.num_parts > 1 or grid.chunks_per_shard[2] > 1
         step = 1 if split else OPEN
@@ -99,16 +106,18 @@ class Reader:
             window = [shards[number] for number in wanted.shard[some[:-1]].tolist()]
             try:
                 if split:
-                    self._split_rows(folder, window[0], wanted, range(*some))
+                    self._split_rows(folder, window[0], wanted, range(*some), assume)
                 else:
-                    self._whole_rows(folder, window, wanted, some)
+                    self._whole_rows(folder, window, wanted, some, assume)
             except Damage as damage:
                 raise _error(folder, variant, wanted, window, damage) from damage.__cause__
 
-    def _whole_rows(self, folder: Folder, window: Sequence[Shard], wanted: Wanted, edges: Sequence[int]) -> None:
-        """Rows that lie in one chunk: those of which half the chunk is wanted come with it, others alone."""
-        files = self._open(folder, window, 0)
-        indices = self._offsets(files, window, 0)
+    def _whole_rows(
+        self, folder: Folder, window: Sequence[Shard], wanted: Wanted, edges: Sequence[int], assume: bool
+    ) -> None:
+        """Rows that lie in one chunk: with it where most of it is wanted (see `dense` of the files), else alone."""
+        files = self._open(folder, window, 0, assume)
+        indices = self._offsets(files, window, 0, assume)
         offset = np.concatenate(
             [index.take(wanted.chunk[a:b]) for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
         )
@@ -119,13 +128,13 @@ class Reader:
             at = int(np.argmin(offset))
             raise _lacking(wanted, files.names[chunks.file[at]], groups.start + at)
         starts = wanted.starts[groups.start : groups.stop + 1]
-        dense = 2 * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
+        dense = files.dense * (starts[1:] - starts[:-1]) >= wanted.grid.chunk[0]
         if not dense.all():
             read_scattered(wanted, chunks, ~dense)
         if dense.any():
             read_chunks(wanted, chunks, dense)
 
-    def _split_rows(self, folder: Folder, shard: Shard, wanted: Wanted, groups: range) -> None:
+    def _split_rows(self, folder: Folder, shard: Shard, wanted: Wanted, groups: range, assume: bool) -> None:
         """Rows that lie in several chunks, and maybe files: always with the whole chunks."""
         p = wanted.grid.chunk[2]
         parts = [part for _, part in wanted.grid.parts(shard.number)]
@@ -136,8 +145,8 @@ class Reader:
             straight = wanted.columns is None and len(target) == 1
             block = wanted.out[target[0] : target[0] + 1] if straight else wanted.empty(len(rows))
             for number, part in enumerate(parts):
-                files = self._open(folder, [shard], number)
-                (index,) = self._offsets(files, [shard], number)
+                files = self._open(folder, [shard], number, assume)
+                (index,) = self._offsets(files, [shard], number, assume)
                 offset = index[wanted.chunk[group], : -(-(part.stop - part.start) // p)]
                 if (offset < 0).any():
                     raise _lacking(wanted, files.names[0], group)
@@ -147,11 +156,11 @@ class Reader:
             if not straight:
                 wanted.give(block[back], target)
 
-    def _open(self, folder: Folder, shards: Sequence[Shard], part: int) -> Files:
+    def _open(self, folder: Folder, shards: Sequence[Shard], part: int, cached: bool) -> Files:
         files = [shard.files[part] for shard in shards]
-        return open_files(folder, [file.path for file in files], [file.size for file in files], self.files)
+        return open_files(folder, [file.path for file in files], [file.size for file in files], self.files, cached)
 
-    def _offsets(self, files: Files, shards: Sequence[Shard], part: int) -> list[np.ndarray]:
+    def _offsets(self, files: Files, shards: Sequence[Shard], part: int, assume: bool) -> list[np.ndarray]:
         """For each open file, which is a part of a shard, where its chunks begin (see `decode_index`)."""
         found: list[np.ndarray | None] = []
         tails: list[Piece] = []
@@ -160,6 +169,12 @@ class Reader:
             kept = self.indices.get(file.path)
             if kept is not None and kept[0] == stamp:
                 found.append(kept[1])
+                continue
+            # Far away the index is a request a file. Its content follows from the format, of files whose size the
+            # manifest says, and the checksums of the rows tell whether it holds.
+            planned = planned_offsets(shard.grid, shard.number, part, file.size) if assume else None
+            if planned is not None:
+                found.append(planned)
                 continue
             found.append(None)
             length = index_bytes(shard.grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ class Shard:
         number: of the shard.
         stored: (rows,) bool, which hold weights.
         crc: (rows,) uint32, crc32c of each row's stored bytes.
-        runs: (rows,) text, for messages.
+        about: gives columns that messages name, such as (rows,) run: far away, they are asked for when needed.
     """
 
     grid: Grid
@@ -31,14 +32,20 @@ class Shard:
     files: tuple[StoredFile, ...]
     stored: np.ndarray
     crc: np.ndarray
-    runs: pl.Series
+    about: Callable[[Sequence[str]], pl.DataFrame]
 
     @classmethod
     def of(cls, grid: Grid, name: str, fragment: Fragment) -> Shard:
         """What a reader needs of a fragment, which may have many more columns."""
         rows = fragment.rows
         stored, crc = np.ascontiguousarray(rows["stored"].to_numpy()), np.ascontiguousarray(rows["crc32c"].to_numpy())
-        return cls(grid, name, fragment.shard, fragment.files, stored, crc, rows["run"])
+        few = rows.select("run", "epoch", "status", "reason")  # of which nothing is copied; the others may go
+        return cls(grid, name, fragment.shard, fragment.files, stored, crc, few.select)
+
+    @property
+    def runs(self) -> pl.Series:
+        """(rows,) id of the lineage."""
+        return self.about(["run"])["run"]
 
     @functools.cached_property
     def complete(self) -> bool:
@@ -95,6 +102,23 @@ def _shift(length: int) -> np.ndarray:
 def index_bytes(grid: Grid) -> int:
     """Length of the index at the end of a shard file, with its checksum."""
     return math.prod(grid.chunks_per_shard) * 16 + 4
+
+
+def planned_offsets(grid: Grid, shard: int, part: int, size: int) -> np.ndarray | None:
+    """Where the chunks of a raw shard file begin as the format says, shaped as `decode_index` gives it.
+
+    Args:
+        part: which of the shard's files. size: of the file; None is given where another would be expected.
+    """
+    m, _, p = grid.chunk
+    length = m * p * grid.itemsize + 4
+    width = min((part + 1) * grid.shard[2], grid.shape[2]) - part * grid.shard[2]
+    there = -(-len(grid.models(shard)) // m), grid.shape[1], -(-width // p)
+    if size != math.prod(there) * length + index_bytes(grid):
+        return None
+    offsets = np.full(grid.chunks_per_shard, -1, np.int64)
+    offsets[: there[0], :, : there[2]] = np.arange(math.prod(there)).reshape(there) * length
+    return offsets.reshape(-1, grid.chunks_per_shard[2])
 
 
 def decode_index(grid: Grid, tail: np.ndarray, size: int) -> np.ndarray:

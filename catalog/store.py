@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,11 @@ from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.frames import frame_names, read_view, seen_in
 from catalog.grid import from_stored
+from catalog.iterate import iterate
 from catalog.metrics import Measurement, measurements, with_metrics
+from catalog.objects import polars_source
 from catalog.publication import published_folder
+from catalog.published import Catalog
 from catalog.reader import Reader
 from catalog.record import LIMIT, Record, Variant, decode
 from catalog.shards import Shard
@@ -111,10 +114,13 @@ class Zoo:
         Args:
             metrics: with the measured columns, as `catalog.metrics.with_metrics` names them.
         """
-        committed = self.committed()
-        rows = cached_table(self.folder, self.record, committed)
-        if rows is None:
-            rows = fragment_rows(self, committed)
+        published = self._published(metrics)
+        if published is not None:
+            rows, metrics = published.table(), False  # which has them
+        else:
+            committed = self.committed()
+            cached = cached_table(self.folder, self.record, committed)
+            rows = fragment_rows(self, committed) if cached is None else cached
         rows = rows.select(pl.lit(self.name).alias("zoo"), pl.all())
         return with_metrics(self, rows) if metrics else rows
 
@@ -137,8 +143,36 @@ class Zoo:
         return read_view(self, name, variant or next(iter(self.record.variants)))
 
     def scan(self, status: str | None = "ok") -> pl.LazyFrame:
-        """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too."""
-        return with_status(self.table().lazy(), status)
+        """The rows as a polars LazyFrame; `status=None` gives diverged and failed ones too.
+
+        Of a published zoo, a query fetches the columns it names, and where its filter excludes all of a row group only
+        those that the filter looks at. Of a zoo that is not published, this loads the table.
+
+        Raises:
+            CorruptError: bytes that are not those published; of a published zoo when the query runs.
+        """
+        published = self._published()
+        return with_status(self.table().lazy() if published is None else published.scan(), status)
+
+    def polars_source(self) -> tuple[str, dict[str, str]]:
+        """URL and storage_options of a published zoo's table for `polars.scan_parquet`, which checks no digest.
+
+        Raises:
+            QueryError: this zoo is not published, or its URL is of a kind that polars does not read.
+        """
+        if self.folder.manifest is None:
+            raise QueryError(f"{self.url} is not published: its table is in no file that polars could read; use scan()")
+        return polars_source(self.folder, self.folder.manifest.columns.path)
+
+    @functools.cached_property
+    def _catalog(self) -> Catalog | None:
+        """The table of a published version."""
+        return None if self.folder.manifest is None else Catalog(self.folder, self.record, self.name)
+
+    def _published(self, metrics: bool = True) -> Catalog | None:
+        """The published table, where it has the columns asked for: with metrics, those it was published with."""
+        own = self.metrics_at is None and not self.versions if metrics else not self.folder.files("metrics")
+        return self._catalog if own else None
 
     def read(
         self,
@@ -181,6 +215,56 @@ class Zoo:
         weights = _as(self._stored(variant, models, checkpoints, None), self.record.dtype, kind, torch)
         weights = seen_in(self, frame, variant.name, table, weights)
         return weights if columns is None else weights[:, columns]
+
+    def iterate(
+        self,
+        rows: pl.DataFrame | pl.LazyFrame,
+        batch: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        tensors: Iterable[str] | None = None,
+        dtype: str | None = None,
+        torch: bool = False,
+        frame: str | None = None,
+        memory: int = 256 << 20,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        drop_last: bool = False,
+    ) -> Iterator[tuple[pl.DataFrame, Any]]:
+        """Batches of rows and their weights, for populations larger than memory; the next are read meanwhile.
+
+        The order is a function of the rows, `seed` and `epoch`, wherever the zoo lies, whatever the memory. How random
+        it is, `catalog.iterate` says. Every row comes once and is read once, as `read` reads it.
+
+        Args:
+            rows, tensors, dtype, torch, frame: as for `read`.
+            batch: rows of a batch; the last may have fewer.
+            shuffle: False for the order of `rows`.
+            memory: bytes of weights to hold, about; far away, up to 64 MiB of what was fetched come to it.
+            start: number of the first batch to give, to go on where another run stopped; nothing before it is read.
+            part: (i, n) for worker i of n: other rows for each, one more or less at most.
+            drop_last: leave out what fills no batch, so that all parts have the same number of batches.
+
+        Yields:
+            Rows, and their weights (models, size).
+
+        Raises:
+            QueryError, and what `read` raises.
+        """
+        table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        names = None if tensors is None else list([tensors] if isinstance(tensors, str) else tensors)
+        options: dict[str, Any] = {"seed": seed, "epoch": epoch, "shuffle": shuffle, "memory": memory}
+        options |= {"start": start, "part": part, "drop_last": drop_last}
+        read = functools.partial(self.read, tensors=names, dtype=dtype, torch=torch, frame=frame)
+        return iterate(read, table, self._row_bytes(table, dtype), batch, **options)
+
+    def _row_bytes(self, rows: pl.DataFrame, dtype: str | None) -> tuple[int, int]:
+        """Bytes of a row of weights as stored, and as read."""
+        grid = self._one_variant(_address(rows, self.name)[0]).grid
+        held = {"float64": 8, "float16": 2, "bfloat16": 2}.get(dtype or "", 4)
+        return grid.shape[2] * grid.itemsize, grid.shape[2] * held
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
         """One model's tensors by name, each in its own dtype; what `module.load_state_dict` takes with torch=True.
@@ -233,7 +317,7 @@ class Zoo:
             place = (models[here] - number * grid.shard[0]) * grid.shape[1] + checkpoints[here]
             if not shard.stored[place].all():
                 at = int(place[np.argmin(shard.stored[place])])
-                row = self.fragment(shard.name).rows.row(at, named=True)
+                row = shard.about(["run", "epoch", "status", "reason"]).row(at, named=True)
                 raise MissingDataError(
                     f"run {row['run']} in shard {number} of {variant.name} in {self.url} has no weights at epoch "
                     f"{row['epoch']} ({row['status']}: {row['reason']}); filter by stored"
@@ -260,9 +344,15 @@ class Zoo:
         lacking = [name for name in names.values() if name not in kept]
         for first in range(0, len(lacking), TOGETHER):
             some = lacking[first : first + TOGETHER]
-            self._fetch(some)
-            loaded |= {name: self._reader.shard(variant.grid, name, self.fragment) for name in some}
-        return {n: loaded.get(s) or self._reader.shard(variant.grid, s, self.fragment) for n, s in names.items()}
+            loaded |= self._load(variant, some)
+        return {n: loaded.get(name) or kept.get(name) or self._load(variant, [name])[name] for n, name in names.items()}
+
+    def _load(self, variant: Variant, names: Sequence[str]) -> dict[str, Shard]:
+        """What is committed of these shards of a variant, from the published table or else from their fragments."""
+        if self._catalog is not None:
+            return {s.name: self._reader.keep(s) for s in self._catalog.shards(variant, names)}
+        self._fetch(names)
+        return {name: self._reader.keep(Shard.of(variant.grid, name, self.fragment(name))) for name in names}
 
     def _fetch(self, names: Sequence[str]) -> None:
         """Load fragments far away, all requested at once; errors are left to `fragment`, which meets them again."""
@@ -287,23 +377,32 @@ class Zoos:
     def read(self, rows: pl.DataFrame | pl.LazyFrame, tensors: Iterable[str] | None = None, **options: Any) -> Any:
         """As `Zoo.read`; the rows may come from several zoos whose variants share a layout."""
         table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
-        if "zoo" not in table.columns:
-            raise missing_column("zoo", table.columns)
-        if not len(table):
-            raise QueryError("no rows: the query matched none")
-        names = table["zoo"].unique(maintain_order=True).to_list()
+        places = _by_zoo(table)
+        names = list(places)
         layouts = {self._layout(table, name).fingerprint for name in names}
         if len(layouts) > 1:
             raise QueryError(f"rows of zoos {names} have {len(layouts)} different layouts; read each zoo's rows alone")
         names_wanted = None if tensors is None else list(tensors)
         parts = []
-        for name in names:
-            position = np.flatnonzero((table["zoo"] == name).to_numpy())
+        for name, position in places.items():
             parts.append((position, self.members[name].read(table[position], names_wanted, **options)))
         whole = _empty_like([weights for _, weights in parts], len(table))
         for position, weights in parts:
             whole[position] = weights if isinstance(weights, np.ndarray) else weights.to(whole.dtype)
         return whole
+
+    def iterate(
+        self, rows: pl.DataFrame | pl.LazyFrame, batch: int, *, tensors: Iterable[str] | None = None, **options: Any
+    ) -> Iterator[tuple[pl.DataFrame, Any]]:
+        """As `Zoo.iterate`; the rows may come from several zoos whose variants share a layout."""
+        table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        names = None if tensors is None else list([tensors] if isinstance(tensors, str) else tensors)
+        how = {name: options.pop(name) for name in ("dtype", "torch", "frame") if name in options}
+        parts = _by_zoo(table)
+        sizes = [self._member(name)._row_bytes(table[place], how.get("dtype")) for name, place in parts.items()]
+        row_bytes = max(size for size, _ in sizes), max(size for _, size in sizes)
+        read = functools.partial(self.read, tensors=names, **how)
+        return iterate(read, table, row_bytes, batch, **options)
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
         """As `Zoo.state_dict`."""
@@ -427,6 +526,16 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> list[pl.Series]:
         return [c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)]
     except pl.exceptions.PolarsError as error:
         raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
+
+
+def _by_zoo(rows: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Positions of the rows of each zoo."""
+    if "zoo" not in rows.columns:
+        raise missing_column("zoo", rows.columns)
+    if not len(rows):
+        raise QueryError("no rows: the query matched none")
+    names = rows["zoo"].unique(maintain_order=True).to_list()
+    return {name: np.flatnonzero((rows["zoo"] == name).to_numpy()) for name in names}
 
 
 def _tensor_names(tensors: Iterable[str], layout: Layout) -> list[str]:

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 import catalog
 from catalog import files as catalog_files
 from catalog import gather
+from catalog import ranges as catalog_ranges
 from catalog.errors import CorruptError, MissingDataError
 from catalog.fragments import StoredFile, encode_fragment
 from catalog.grid import ABSENT, STORED_AS, Grid, checksum, extend, from_stored, to_stored
@@ -167,8 +168,9 @@ def test_any_rows_of_any_grid_far_away(grid: Grid, seed: int, gap: int, data: st
     try:
         zoo, weights, stored = make(url, grid, seed)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(catalog_files, "GAP", gap)
-            patch.setattr(catalog_files, "REQUEST", 4 * gap)
+            patch.setattr(catalog_ranges, "GAP", gap)
+            patch.setattr(catalog_ranges, "REQUEST", 4 * gap)
+            patch.setattr(catalog_ranges, "SPARE", 1)
             patch.setattr(catalog_files.RemoteFiles, "together", gap)
             for _ in range(3):
                 check_some(zoo, weights, stored, data)
