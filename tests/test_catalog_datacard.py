@@ -147,8 +147,8 @@ def test_names_that_would_be_markup() -> None:
         ("a\nb\x1b\N{RIGHT-TO-LEFT OVERRIDE}", "a b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"),
     ):
         assert plain(text) == shown
-    shown = ["`a_b`", "a\\`b", "a\\|b", "a", " ", "a b"]
-    assert [code(text) for text in ("a_b", "a`b", "a|b", " a", "", "a\nb")] == shown
+    as_code = ["`a_b`", "a\\`b", "a\\|b", "a", " ", "a b"]
+    assert [code(text) for text in ("a_b", "a`b", "a|b", " a", "", "a\nb")] == as_code
 
 
 def test_markdown_shows_no_markup(made: tuple[Zoo, Published]) -> None:
