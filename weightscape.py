@@ -6,13 +6,14 @@ The commands are in `zoo.commands` and `generators.commands`. Heavy imports are 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from generators import commands as learning
-from zoo.commands import alignment, landscape, making, places
+from zoo.commands import alignment, landscape, making, places, sharing
 from zoo.commands.shared import Json, errors
 
 RESULTS = Path(__file__).resolve().parent / "benchmarks" / "results"  # in a checkout; never in an installed package
@@ -48,17 +49,18 @@ def bench(
             print_bench(found)
 
 
-PANELS = {
+PANELS: dict[str, Mapping[str, Any]] = {
     "Make": making.COMMANDS,
-    "Look, check, share": places.COMMANDS,
+    "Look and check": places.COMMANDS,
+    "Share": sharing.COMMANDS,
     "Measure": landscape.COMMANDS,
     "Align": alignment.COMMANDS,
     "Learn": learning.COMMANDS,
-    "Other": (bench,),
+    "Other": {"bench": bench},
 }
 for panel, commands in PANELS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:
