@@ -20,6 +20,7 @@ from catalog.frames import decode_frame
 from catalog.manifest import Manifest, tree_digest
 from catalog.metrics import NAME as METRIC_FILE
 from catalog.metrics import decode_measurement
+from catalog.record import LIMIT
 from catalog.sealed import unseal
 from catalog.shards import Shard
 from catalog.store import Zoo, open_zoo
@@ -173,7 +174,7 @@ class _Task:
     def _slice(self) -> set[Key] | None:
         """The shards that a slice must have; None when nobody can tell."""
         try:
-            content, _ = unseal(self.folder.read(SLICE, 64 << 20), SLICE, self.zoo.url)
+            content, _ = unseal(self.folder.read(SLICE, LIMIT), SLICE, self.zoo.url, LIMIT)
             shards = {(str(variant), shard) for variant, shard in content["shards"]}
             mine = content["format"] == 1 and content["zoo"] == self.zoo.record.digest
             if not mine or shards - set(self.zoo.record.shards):
