@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from generators import commands as learning
-from zoo.commands import alignment, landscape, making, places
+from zoo.commands import alignment, landscape, making, places, sharing
 from zoo.commands.shared import Json, errors
 
 RESULTS = Path(__file__).resolve().parent / "benchmarks" / "results"  # in a checkout; never in an installed package
@@ -50,15 +50,16 @@ def bench(
 
 PANELS = {
     "Make": making.COMMANDS,
-    "Look, check, share": places.COMMANDS,
+    "Look and check": places.COMMANDS,
+    "Share": sharing.COMMANDS,
     "Measure": landscape.COMMANDS,
     "Align": alignment.COMMANDS,
     "Learn": learning.COMMANDS,
-    "Other": (bench,),
+    "Other": {"bench": bench},
 }
 for panel, commands in PANELS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -18,11 +18,14 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
+from catalog.dataset import dataset
 from catalog.pack import pack, unpack
 from catalog.publish import Published, publish
+from catalog.pull import Pulled, pull
 from catalog.register import register, retract
 from catalog.registry import list_zoos as list
 from catalog.registry import resolve
+from catalog.splits import split
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
 from catalog.verify import verify
@@ -30,19 +33,23 @@ from catalog.write import create, make_variant, write_shard
 
 __all__ = [
     "Published",
+    "Pulled",
     "Zoo",
     "Zoos",
     "create",
+    "dataset",
     "list",
     "make_variant",
     "open",
     "pack",
     "publish",
+    "pull",
     "query",
     "rebuild_table",
     "register",
     "resolve",
     "retract",
+    "split",
     "unpack",
     "verify",
     "write_shard",

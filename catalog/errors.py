@@ -81,6 +81,10 @@ class GeneratorError(ZooError, ValueError):
     """A generator cannot be trained, stored, loaded, sampled or judged as asked."""
 
 
+class SourceError(ZooError, ValueError):
+    """What should be imported is of no known format, cannot be read, or needs a permission that was not given."""
+
+
 class UnknownNameError(ZooError, KeyError):
     """A name that is not in its dict."""
 

@@ -388,6 +388,11 @@ class Folder:
             raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
 
+def _unconditional(error: Exception) -> bool:
+    """Whether a store says that it knows no conditional PUT."""
+    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
+
+
 def _part(path: Path, start: int | None, stop: int | None) -> bytes:
     with open(path, "rb") as file:
         file.seek(start or 0)
@@ -396,11 +401,6 @@ def _part(path: Path, start: int | None, stop: int | None) -> bytes:
 
 def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
     return FormatError(f"{name} of {url} has {size:,} bytes, more than the {limit:,} allowed")
-
-
-def _unconditional(error: Exception) -> bool:
-    """Whether a store says that it knows no conditional PUT."""
-    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
 
 
 def _online(url: str) -> None:
@@ -435,9 +435,9 @@ def _not_gone(error: OSError) -> None:
 
 def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> None:
     """Write a file; with `new`, FileExistsError when it is there already."""
-    directory, name = os.path.split(path)
-    _make_directory(directory)
-    temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+    directory = os.path.dirname(path)
+    make_directory(directory)
+    temporary = temporary_path(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -456,21 +456,28 @@ def write_durably(path: str, data: bytes | memoryview, new: bool = False) -> Non
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
         raise
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
-def _make_directory(directory: str) -> None:
+def temporary_path(path: str) -> str:
+    """A name beside a file, for its bytes while they are written; `sweep` removes it once this process is gone."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name[:64]}")
+
+
+def make_directory(directory: str) -> None:
+    """Make a folder and those above it, each there after a power cut."""
     if not os.path.isdir(directory):
         parent = os.path.dirname(directory)
-        _make_directory(parent)
+        make_directory(parent)
         try:
             os.mkdir(directory)
         except FileExistsError:
             return
-        _sync_directory(parent)
+        sync_directory(parent)
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

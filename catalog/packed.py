@@ -173,6 +173,26 @@ def _read_part(
         raise kind(f"{where} {text}; restore it from a copy") from damage.__cause__
 
 
+def packed_chunks(
+    grid: Grid, read: Callable[[int, int], np.ndarray], size: int, models: int, width: int, where: str
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """All chunks of a shard file: its first model, its first element, and its values (m, checkpoints, p).
+
+    Args:
+        read: gives bytes [start, stop) of the file. size: of the file.
+        models: of the shard. width: elements of the vectors that the file holds.
+
+    Raises:
+        CorruptError: chunks that are not those of the format.
+    """
+    index = _checked_index(read(max(size - _index_bytes(grid), 0), size).data, size, grid, where)
+    for start in range(0, models, grid.chunk[0]):
+        for first in range(0, width, grid.chunk[2]):
+            offset, length = _place(index[start // grid.chunk[0], 0, first // grid.chunk[2]], where)
+            bits = decode_delta(_decompress(read(offset, offset + length).data, grid, where))
+            yield start, first, bits.view(STORED_AS[grid.dtype])
+
+
 def check_rows(rows: Iterable[np.ndarray], crc: np.ndarray, dtype: str, where: str) -> None:
     """Raise CorruptError unless every row (size,) has its crc32c and is finite."""
     for row, expected in zip(rows, crc.tolist(), strict=True):

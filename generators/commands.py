@@ -164,4 +164,4 @@ def generators(as_json: Json = False) -> None:
             print(", ".join(f"{key}={value}" for key, value in recipes[name].items()))
 
 
-COMMANDS = (train, sample, card, generators)
+COMMANDS = {"train": train, "sample": sample, "card": card, "generators": generators}

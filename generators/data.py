@@ -51,7 +51,8 @@ class WeightDataModule(LightningDataModule):
         rows: of the zoo, None for all. frame: an alignment, None for weights as they are.
         codec: a name, with its scaling and components, see `fit_codec`; or a fitted one.
         conditions: columns, or fitted ones.
-        seed: of the order of batches. split_seed: of the split, which stays when the order changes.
+        seed: of the order of batches. split_seed: of a split that is drawn, see
+            `population`; it stays when the order changes.
         memory: bytes that the codes of a split may take, and weights while fitting. A split whose codes are more is
             read from the zoo batch by batch; the numbers are the same.
         options: where, variant, epoch, every_epoch, held_out, split: as for `population`.
@@ -73,13 +74,13 @@ class WeightDataModule(LightningDataModule):
         conditions: Sequence[str] | Conditions = (),
         batch_size: int = 128,
         seed: int = 0,
-        split_seed: int = 0,
+        split_seed: int | None = None,
         memory: int = MEMORY,
         **options: Any,
     ) -> None:
         super().__init__()
         if isinstance(zoo, Population):
-            if rows is not None or frame is not None or split_seed or options:
+            if rows is not None or frame is not None or split_seed is not None or options:
                 raise GeneratorError("a population has its rows, frame and split already; give those to a zoo")
             self.population = zoo
         else:

@@ -19,6 +19,8 @@ from catalog.errors import (
     UnknownNameError,
     unknown_name,
 )
+from catalog.splits import SPLITS as SPLITS
+from catalog.splits import stored_split
 from catalog.store import Zoo
 from catalog.table import missing_column, query
 from kernels.random import permutation
@@ -29,7 +31,6 @@ from zoo.landscape.measure import plan_of
 from zoo.plan import TRAINED_LIKE
 from zoo.typical import typical_spec
 
-SPLITS = ("train", "validation", "test")
 LEAST = 8  # lineages: fewer leave nothing to learn from, or nothing to judge by
 SPLIT_SITE = 6  # of the random streams
 COLUMNS = ["variant", "run", "epoch", "model", "checkpoint", "status", "crc32c"]  # that say which rows these are
@@ -144,11 +145,14 @@ def population(
     epoch: int | None = None,
     every_epoch: bool = False,
     frame: str | None = None,
-    held_out: float = 0.1,
+    held_out: float | None = None,
     split: Mapping[str, Sequence[str]] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Population:
     """Choose the networks of a zoo to learn from.
+
+    Their split is the one that `catalog.split` stored with the zoo. Where none is stored, or `held_out` or `seed` is
+    given, it is drawn here.
 
     Args:
         where: a condition on rows, as for `catalog.query`. rows: those to take instead, with all columns of `scan()`
@@ -156,9 +160,10 @@ def population(
         variant: not needed where the rows are of one.
         epoch: which checkpoint of each run, the last one when left out; `every_epoch` takes all.
         frame: name of an alignment (`weightscape align`), None for weights as they are.
-        held_out: share of the lineages for validation (choices), and as much again for the test split (reports).
+        held_out: share of the lineages for validation (choices), and as much again for the test split (reports); 0.1
+            when left out.
         split: instead of that, name -> runs; each run in one of them.
-        seed: of the split.
+        seed: of the split, 0 when left out.
 
     Raises:
         GeneratorError: fewer than `LEAST` lineages or a split without any, a lineage in two splits, rows of several
@@ -184,14 +189,20 @@ def population(
             f"a generator learns one variant, and the rows are of {len(variants)}: {', '.join(variants[:5])}; "
             'give variant=... or a condition such as "width = 32"'
         )
-    rows = rows.sort("run", "epoch")
-    named = _by_lineage(rows, held_out, seed) if split is None else _given(rows, split)
+    rows = rows.drop("split", strict=False).sort("run", "epoch")
+    stored = stored_split(zoo) if split is None and held_out is None and seed is None else None
+    if split is not None:
+        named = _given(rows, split)
+    elif stored is not None:
+        named = _stored(rows, stored, zoo.url)
+    else:
+        named = _by_lineage(rows, 0.1 if held_out is None else held_out, 0 if seed is None else seed)
     _check_frame(zoo, frame, variants[0], rows)
     return Population(zoo, variants[0], named, frame)
 
 
 def _own(zoo: Zoo, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows without a split they may have; raises QueryError unless each is one of the zoo, and there once."""
+    """The rows; raises QueryError unless each is one of the zoo, and there once."""
     for name in COLUMNS:
         if name not in rows.columns:
             raise missing_column(name, rows.columns)
@@ -209,7 +220,7 @@ def _own(zoo: Zoo, rows: pl.DataFrame) -> pl.DataFrame:
         raise QueryError(
             f"{twice} of {len(rows)} rows are there more than once; give each network once, as unique() does"
         )
-    return rows.drop("split", strict=False)
+    return rows
 
 
 def _by_lineage(rows: pl.DataFrame, held_out: float, seed: int) -> pl.DataFrame:
@@ -252,7 +263,22 @@ def _given(rows: pl.DataFrame, split: Mapping[str, Sequence[str]]) -> pl.DataFra
             f"{len(missing)} runs of the split are not among the rows: {', '.join(sorted(missing)[:3])}"
         )
     named = pl.DataFrame(pairs, schema={"run": pl.String, "split": pl.String}, orient="row")
-    found = rows.join(named, on="run", how="inner", maintain_order="left")
+    return _enough(rows.join(named, on="run", how="inner", maintain_order="left"))
+
+
+def _stored(rows: pl.DataFrame, named: pl.DataFrame, url: str) -> pl.DataFrame:
+    """Rows with the split that is stored for their runs."""
+    found = rows.join(named, on="run", how="left", maintain_order="left")
+    if lacking := found.filter(pl.col("split").is_null())["run"].n_unique():
+        raise GeneratorError(
+            f"{lacking} runs came to {url} after its split was stored; call catalog.split(zoo) again, or give a "
+            "seed to draw one"
+        )
+    return _enough(found)
+
+
+def _enough(found: pl.DataFrame) -> pl.DataFrame:
+    """The rows, if there are lineages to learn from and some in each of the other splits."""
     lineages = {name: found.filter(pl.col("split") == name)["run"].n_unique() for name in SPLITS}
     if lineages["train"] < LEAST // 2 or not all(lineages.values()):
         raise GeneratorError(

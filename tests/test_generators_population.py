@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,20 @@ def test_a_split_of_ones_own(zoo: catalog.Zoo) -> None:
             population(zoo, split=lacking)
     with pytest.raises(UnknownNameError, match="known: test, train, validation"):
         population(zoo, split=mine | {"val": []})
+
+
+def test_the_split_that_the_zoo_has(zoo: catalog.Zoo, tmp_path: Path) -> None:
+    drawn = population(zoo)
+    mine = catalog.open(zoo.url, metrics_at=tmp_path / "beside")
+    stored = catalog.split(mine, fractions=(0.5, 0.3, 0.2))
+    found = population(mine, every_epoch=True)
+    assert [len(runs(found)[name]) for name in SPLITS] == [10, 6, 4]
+    assert set(found.rows.select("run", "epoch", "split").rows()) == set(stored.rows())
+    assert runs(population(mine, rows=mine.scan().collect())) == runs(found)
+    for options in ({"seed": 0}, {"held_out": 0.1}):  # drawn, as where none is stored
+        assert population(mine, **options).fingerprint == drawn.fingerprint
+    with pytest.raises(GeneratorError, match="needs 4 lineages or more to train on"):
+        population(mine, "seed < 3")
 
 
 def test_too_few_lineages(zoo: catalog.Zoo) -> None:

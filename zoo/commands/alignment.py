@@ -95,4 +95,4 @@ def duplicates(
             print("no duplicates", file=sys.stderr)
 
 
-COMMANDS = (align, duplicates)
+COMMANDS = {"align": align, "duplicates": duplicates}

@@ -155,4 +155,4 @@ def plot(
             print(f"{path}: {kind} of {zoo}")
 
 
-COMMANDS = (measure, metrics, phases, plot)
+COMMANDS = {"measure": measure, "metrics": metrics, "phases": phases, "plot": plot}

@@ -77,4 +77,4 @@ def presets(
                 print(f"{name:14} {(preset.__doc__ or '').splitlines()[0]}")
 
 
-COMMANDS = (build, presets)
+COMMANDS = {"build": build, "presets": presets}

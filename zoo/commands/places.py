@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands.shared import Json, Quiet, ZooArgument, console, errors, is_place, names
+from zoo.commands.shared import Json, Quiet, Storage, ZooArgument, console, errors, is_place, names, settings_of
 
 
-def info(zoo: ZooArgument, as_json: Json = False) -> None:
+def info(zoo: ZooArgument, storage: Storage = None, as_json: Json = False) -> None:
     """What is in a zoo: variants, rows by status, size, spec."""
     with errors(as_json):
         import catalog
         from catalog.summary import summary
         from zoo.printing import print_summary
 
-        found = summary(catalog.open(zoo))
+        found = summary(catalog.open(zoo, **settings_of(storage or [])))
         if as_json:
             print(json.dumps(found))
             return
@@ -34,6 +34,7 @@ def query(
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many rows.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     status: Annotated[str, typer.Option(help="ok, diverged, failed or all.")] = "ok",
+    storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Rows that fit a condition, a polars SQL expression such as "width >= 32 and test_accuracy > 0.96"."""
@@ -49,7 +50,7 @@ def query(
             raise unknown_name("status", status, known)
         urls, where = (zoo[:-1], zoo[-1]) if len(zoo) > 1 and not is_place(zoo[-1]) else (zoo, None)
         rows = catalog.query(
-            catalog.open(urls[0] if len(urls) == 1 else urls),
+            catalog.open(urls[0] if len(urls) == 1 else urls, **settings_of(storage or [])),
             where,
             columns=names(columns),
             sort=names(sort) or (),
@@ -65,6 +66,7 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)],
     out: Annotated[str, typer.Argument(metavar="OUT.safetensors", help="File to write.", show_default=False)],
     epoch: Annotated[int | None, typer.Option(help="Which checkpoint; the last when left out.")] = None,
+    storage: Storage = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -73,7 +75,7 @@ def export(
         import catalog
         from catalog.summary import find_row
 
-        opened = catalog.open(zoo)
+        opened = catalog.open(zoo, **settings_of(storage or []))
         row = find_row(opened, run, epoch)
         opened.export(row, out)
         if as_json:
@@ -139,4 +141,4 @@ def _repack(command: str, source: str, target: str, as_json: bool, quiet: bool) 
             print(f"{target}: {command}ed; weights take {size(packed)} packed, {size(hot)} unpacked ({ratio:.2f}x)")
 
 
-COMMANDS = (info, query, export, verify, pack, unpack)
+COMMANDS = {"info": info, "query": query, "export": export, "verify": verify, "pack": pack, "unpack": unpack}

@@ -21,6 +21,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MetricsAt = Annotated[
     str | None, typer.Option("--metrics-at", help="Folder or URL of measured columns, if not in the zoo.")
 ]
+Storage = Annotated[
+    list[str] | None, typer.Option("--storage", help="NAME=VALUE for fsspec, as in endpoint_url=http://host:9000.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
@@ -77,7 +80,7 @@ def console() -> Any:
 
 def is_place(text: str) -> bool:
     """Whether the last argument of `query` is one more zoo rather than a condition."""
-    return "://" in text or os.path.exists(text) or text.rstrip("/").endswith(".zoo")
+    return "://" in text or text.startswith("zoo:") or os.path.exists(text) or text.rstrip("/").endswith(".zoo")
 
 
 def names(text: str | None) -> list[str] | None:
@@ -92,7 +95,7 @@ def settings_of(given: list[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise QueryError(f"--set takes NAME=VALUE, got {text!r}; `weightscape metrics` lists the settings")
+            raise QueryError(f"expected NAME=VALUE, got {text!r}; `weightscape metrics` lists settings of metrics")
         try:
             found[name.strip()] = json.loads(value or "null")
         except ValueError:

@@ -1,0 +1,284 @@
+"""The commands that bring zoos to others and from others: publish, serve, pull, list, import, explore."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from zoo.commands.shared import Json, Quiet, Storage, ZooArgument, console, errors, kept, settings_of
+
+Registry = Annotated[
+    str | None, typer.Option("--registry", help="A registry file or URL; WEIGHTSCAPE_REGISTRY when left out.")
+]
+Licence = Annotated[str | None, typer.Option(help="SPDX identifier, such as CC-BY-4.0.")]
+Citation = Annotated[str | None, typer.Option(help="BibTeX, or text.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
+
+
+def publish(
+    zoo: ZooArgument,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where: a folder, or any fsspec URL.", show_default=False)],
+    licence: Licence = None,
+    citation: Citation = None,
+    description: Annotated[str | None, typer.Option(help="A paragraph for the data card.")] = None,
+    check: Annotated[str, typer.Option(help="full: read back all that was written; sizes: list it.")] = "full",
+    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="Publish the shards there are.")] = False,
+    storage: Storage = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish a zoo, or a new version of it: manifest, data card, files, verified. The same command resumes."""
+    with errors(as_json):
+        from catalog.publish import publish as work
+        from zoo.bars import transferring
+        from zoo.sizes import size
+
+        with (
+            transferring("publishing", console(), quiet or as_json) as progress,
+            kept("uploaded; readers see the version before; the same command goes on"),
+        ):
+            made = work(
+                zoo,
+                url,
+                licence=licence,
+                citation=citation,
+                description=description,
+                verify=check,
+                allow_incomplete=allow_incomplete,
+                dry_run=dry_run,
+                progress=progress,
+                **settings_of(storage or []),
+            )
+        if as_json:
+            about = {"url": made.url, "version": made.version, "changed": made.changed, "tree": made.manifest.tree}
+            sent = {"files": len(made.uploaded), "bytes": made.uploaded_bytes, "dry_run": dry_run}
+            print(json.dumps(about | sent | {"left_out": list(made.left_out)}))
+        elif not quiet:
+            for name in made.left_out:
+                print(f"left out: {name}, which nobody committed", file=sys.stderr)
+            did = "to upload" if dry_run else "uploaded"
+            what = f"{len(made.uploaded)} files, {size(made.uploaded_bytes)} {did}"
+            news = f"version {made.version}" if made.changed else f"is version {made.version} already"
+            print(f"{made.url}: {news}; {what}, tree {made.manifest.tree}")
+
+
+def serve(
+    folder: Annotated[str, typer.Argument(metavar="ZOO", help="A local zoo, a published one, or a folder of them.")],
+    host: Annotated[
+        str, typer.Option(help="An address of this machine; the default is for itself alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    origins: Annotated[str | None, typer.Option(help="Value of Access-Control-Allow-Origin.")] = None,
+    log: Annotated[bool, typer.Option("--log", help="Print a line a request.")] = False,
+) -> None:
+    """Serve a zoo over HTTP, read-only and with byte ranges, until Ctrl-C."""
+    with errors(as_json=False):
+        import warnings
+
+        from catalog.serve import serve as work
+
+        def said(method: str, path: str, status: int, size: int) -> None:
+            print(f"{method} {path} {status} {size}", file=sys.stderr)
+
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+
+            def ready(url: str) -> None:
+                for warning in told:
+                    print(f"warning: {warning.message}", file=sys.stderr)
+                print(f'serving {folder} at {url}; read it with catalog.open("{url}"), stop with Ctrl-C', flush=True)
+
+            work(folder, host, port, on_ready=ready, log=said if log else None, origins=origins)
+
+
+def pull(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A published zoo, or a zoo.", show_default=False)],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="A new folder, or a pull to go on with.")],
+    where: Annotated[str | None, typer.Option(help='A condition; all rows when left out, as in "epoch = 60".')] = None,
+    storage: Storage = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy the shards that a query needs; the copy is a zoo that verifies. The same command resumes."""
+    with errors(as_json):
+        from catalog.pull import pull as work
+
+        from zoo.bars import transferring
+        from zoo.sizes import size
+
+        def on_cost(cost: Any) -> None:
+            if not (quiet or as_json):
+                have = f", {size(cost.cached_bytes)} of them in the cache" if cost.cached_bytes else ""
+                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files"
+                console().print(f"{what}, {size(cost.bytes)}{have}", highlight=False, soft_wrap=True)
+
+        with (
+            transferring("pulling", console(), quiet or as_json) as progress,
+            kept("fetched; the same command goes on"),
+        ):
+            made = work(
+                url,
+                dest,
+                where=where,
+                dry_run=dry_run,
+                on_cost=on_cost,
+                progress=progress,
+                **settings_of(storage or []),
+            )
+        if as_json:
+            print(json.dumps(made.to_json()))
+        elif not (quiet or dry_run):
+            print(f"{dest}: {made.shards} shards, {made.files} files, {size(made.bytes)}; read it like any zoo")
+
+
+def listing(
+    pattern: Annotated[str, typer.Argument(help="Names, with * and ?.")] = "*",
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """The zoos of a registry: names, versions, URLs, licences, retractions. Open one as zoo:NAME@stable."""
+    with errors(as_json):
+        import catalog
+        from zoo.printing import print_rows
+
+        print_rows(catalog.list(pattern, registry=registry), "json" if as_json else "table")
+
+
+def importing(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder; of Hugging Face repositories also a URL.")],
+    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="A new folder, or an import to go on with.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="ray, small_cnn, folder or hf; found out otherwise.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the zoo; that of the source when left out.")] = None,
+    licence: Licence = None,
+    citation: Citation = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of the format, as in file=path.")
+    ] = None,
+    allow_pickle_subset: Annotated[
+        bool, typer.Option("--allow-pickle-subset", help="Read .pt files: tensors alone, in a process of their own.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a zoo of networks from elsewhere: Ray Tune zoos, the Small CNN Zoo, folders of weights, Hugging Face."""
+    with errors(as_json):
+        from catalog.importers import import_zoo
+        from zoo.bars import counted
+        from zoo.printing import print_import
+
+        with counted("rows", console(), quiet or as_json) as progress, kept("stored; the same command goes on"):
+            report = import_zoo(
+                source,
+                zoo,
+                form,
+                name=name,
+                licence=licence,
+                citation=citation,
+                allow_pickle_subset=allow_pickle_subset,
+                dry_run=dry_run,
+                progress=progress,
+                **settings_of(settings or []),
+            )
+        if as_json:
+            print(json.dumps(report.to_json()))
+        elif not quiet:
+            print_import(report)
+
+
+def explore(
+    zoo: ZooArgument,
+    out: Annotated[str, typer.Argument(metavar="OUT.html", help="File to write.", show_default=False)],
+    models: Annotated[int, typer.Option(min=0, help="So many have weight histograms, chosen by --seed.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
+    check: Annotated[bool, typer.Option("--verify", help="Verify the zoo first, and show what was found.")] = False,
+    title: Annotated[str | None, typer.Option(help="Of the page; the zoo's name when left out.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page to look at a zoo: phase map, table, models, health. It needs no network and no server."""
+    with errors(as_json):
+        import catalog
+        from catalog.explorer import explore as work
+        from zoo.bars import counted
+        from zoo.sizes import size
+
+        options = settings_of(storage or [])
+        found = None
+        if check:
+            with counted("files", console(), quiet or as_json) as progress:
+                found = catalog.verify(zoo, progress, **options)
+        with counted("models", console(), quiet or as_json) as progress:
+            page = work(
+                zoo, out, models=models, seed=seed, verification=found, title=title, progress=progress, **options
+            )
+        if as_json:
+            print(json.dumps({"file": str(page), "bytes": page.stat().st_size}))
+        elif not quiet:
+            print(f"{page}: {size(page.stat().st_size)}; open it in a browser")
+
+
+def split(
+    zoo: ZooArgument,
+    fractions: Annotated[str, typer.Option(help="Train, validation and test.")] = "0.8,0.1,0.1",
+    by: Annotated[str, typer.Option(help="Column whose values stay together.")] = "run",
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put each lineage into train, validation or test, and store that as the column `split`."""
+    with errors(as_json):
+        import catalog
+        from catalog.errors import QueryError
+
+        try:
+            shares = tuple(float(share) for share in fractions.split(","))
+        except ValueError as error:
+            raise QueryError(f"--fractions takes numbers such as 0.8,0.1,0.1, got {fractions!r}") from error
+        rows = catalog.split(zoo, fractions=shares, seed=seed, by=by)
+        counts = dict(rows.unique("run")["split"].value_counts().sort("split").iter_rows())
+        if as_json:
+            print(json.dumps(counts))
+        elif not quiet:
+            print(f"{zoo}: " + ", ".join(f"{count} runs {name}" for name, count in counts.items()))
+
+
+def cache(
+    action: Annotated[str, typer.Argument(help="info or clear.")] = "info",
+    older_than: Annotated[float | None, typer.Option(help="Clear what was not used for so many days.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What published zoos left on this machine (WEIGHTSCAPE_CACHE), and how to be rid of it."""
+    with errors(as_json):
+        from catalog import cache as kept_files
+        from catalog.errors import unknown_name
+        from zoo.sizes import size
+
+        if action not in ("info", "clear"):
+            raise unknown_name("action", action, ("info", "clear"))
+        freed = kept_files.clear(older_than) if action == "clear" else 0
+        left = kept_files.size()
+        if as_json:
+            print(json.dumps({"folder": str(kept_files.root()), "bytes": left, "freed": freed}))
+        else:
+            print(f"{kept_files.root()}: {size(left)}" + (f", {size(freed)} freed" if action == "clear" else ""))
+
+
+COMMANDS = {
+    "publish": publish,
+    "serve": serve,
+    "pull": pull,
+    "list": listing,
+    "import": importing,
+    "explore": explore,
+    "split": split,
+    "cache": cache,
+}
