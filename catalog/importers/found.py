@@ -13,8 +13,8 @@ from weightspace.layout import Layout
 
 OWN = {"run": pl.String, "epoch": pl.Int64, "source": pl.String, "layout": pl.Int64, "reason": pl.String}
 NO_LAYOUT = -1  # of a network that could not be read, or that is not there
-SPARSE = 4  # times as many rows as networks, above which checkpoints are not lined up by epoch
-SMALL = 4096  # rows that do no harm
+SPARSE = 2  # times as many rows as networks, above which checkpoints are not lined up by epoch
+SMALL, SMALL_WEIGHTS = 4096, 1 << 24  # rows, and weights of rows, that do no harm
 Tensors = dict[str, np.ndarray]
 
 

@@ -104,7 +104,7 @@ def _rows(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
     """
     epochs = sorted({epoch for trial in trials for epoch in trial.states})
     count = sum(len(trial.states) for trial in trials)
-    shared = len(trials) * len(epochs) <= max(SPARSE * count, SMALL)
+    shared = len(trials) * len(epochs) <= max(SPARSE * count, SMALL)  # if too many, the writer leaves them out
     return ((trial, epoch) for trial in trials for epoch in (epochs if shared else sorted(trial.states)))
 
 
