@@ -213,7 +213,7 @@ def test_ray_trials_twice_and_half_lines_are_told(ray: tuple[ImportReport, catal
     again = zoo.table().filter(pl.col("duplicate_of").is_not_null())
     assert set(again["run"]) == {trial_name(3, 0.01, 1)}
     assert set(again["duplicate_of"]) == {trial_name(0, 0.01, 1)}
-    assert any("last line of result.json" in note and "(1 files)" in note for note in report.notes)
+    assert any("line of result.json is cut short" in note and "(1 files)" in note for note in report.notes)
     assert any("'module.'" in note and "(3 files)" in note for note in report.notes)
     assert ("experiment_state-2024.json", "") not in report.skipped
 
@@ -258,7 +258,7 @@ def test_ray_records_of_every_kind(tmp_path: Path) -> None:
     assert rows["big"].to_list() == [None, 1e30]
     assert "long" not in rows.columns
     told = "; ".join(report.notes)
-    for words in ("middle line", "last line", "names no epoch", "stands twice", "model -> source_model"):
+    for words in ("damaged, and was left out (2 files)", "names no epoch", "stands twice", "model -> source_model"):
         assert words in told
 
 

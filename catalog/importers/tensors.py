@@ -16,7 +16,7 @@ from catalog.record import brief, strict_json
 from weightspace.arrays import FLOATS, INTEGERS
 from weightspace.layout import Layout
 
-HEADER_BYTES = 100 << 20  # of a safetensors file, the limit of that library
+HEADER_BYTES = 4 << 20  # of a safetensors file: 25,000 tensors. More could become gigabytes of Python objects
 PREFIXES = ("module.", "_orig_mod.")  # put before every name by wrappers for many devices, and by compiling
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 KINDS = {"BOOL": "bool", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
