@@ -88,7 +88,7 @@ function sqlOf({name, operator, value}) {
     case 'known': return `${column} IS NOT NULL`;
     case 'yes': return `${column} = true`;
     case 'no': return `${column} = false`;
-    case 'contains': return `strpos(${column}, ${literal}) > 0`;
+    case 'contains': return `strpos(${column}, ${sqlText(value.replace(/[.*+?()|[\]{}^$\\#&~-]/g, '\\$&'))}) > 0`; // a regular expression in polars
     case 'starts': return `starts_with(${column}, ${literal})`;
     default: return `${column} ${OPERATORS[operator][2]} ${literal}`;
   }

@@ -107,7 +107,11 @@ def _rank(table: pl.DataFrame, name: str) -> tuple[bool, int]:
 
 def _same(table: pl.DataFrame, one: str | None, other: str) -> bool:
     """Whether two columns of numbers say the same on every row."""
-    if one is None or one not in table.columns or not (table[one].dtype.is_numeric() and table[other].dtype.is_numeric()):
+    if (
+        one is None
+        or one not in table.columns
+        or not (table[one].dtype.is_numeric() and table[other].dtype.is_numeric())
+    ):
         return False
     return table[one].cast(pl.Float64).equals(table[other].cast(pl.Float64), check_names=False)
 
