@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,8 +164,10 @@ def in_python(tab: Any, name: str = "python") -> pl.DataFrame:
 
 def by_command(tab: Any, zoo: Zoo) -> pl.DataFrame | None:
     """What the command that the page shows asks for; None where it says that a command cannot show it."""
-    words = shlex.split(text_of(tab, "#command"))
-    if words[:2] != ["weightscape", "query"]:
+    told = ["sh", "-c", "printf '%s\\0' " + text_of(tab, "#command")]
+    words = subprocess.run(told, capture_output=True, check=True, text=True).stdout.split("\0")[:-1]
+    assert not Path("pwned").exists(), "the shell ran what a text of the zoo says"
+    if words[:2] != ["weightscape", "query"]:  # a comment, to the shell
         assert "use the Python" in text_of(tab, "#command")
         return None
     where = None if words[3].startswith("--") else words[3]
@@ -235,15 +237,14 @@ def test_a_click_on_a_cell_shows_its_models(
     monkeypatch.chdir(page.parent)
     table = zoo.table()
     with opened(browser, page) as tab:
-        for width, rate in ((4, 0.03162277660168379), (8, 1e-7), (2, 3e6)):
+        for width, rate in ((4, 0.03162277660168379), (8, 0.03162277660168379), (2, 3e6)):
             j, i = sorted(RATES).index(rate), WIDTHS.index(width)
             cells = tab.locator("#map-chart path[aria-label^='width '][aria-label*='rate ']")
             assert cells.count() == 12
             label = tab.locator(f'#map-cells [data-cell="{i} {j}"]')
             wanted = table.filter(pl.col("width") == width, pl.col("rate") == rate)
-            mean = wanted.filter(pl.col("epoch") == pl.col("epoch").max(), status="ok")["test_accuracy"].mean()
-            if mean is not None:
-                assert float(label.text_content()) == pytest.approx(mean, abs=1e-4)
+            last = wanted.filter(pl.col("test_accuracy").is_not_null()).sort("epoch").unique("run", keep="last")
+            assert float(label.text_content()) == pytest.approx(last["test_accuracy"].mean(), abs=1e-4)
             tab.locator(f"#map-chart path[aria-label^='width {width}, rate {SHOWN[rate]}:']").click()
             assert keys_of(tab) == keys(wanted) == keys(in_python(tab))
             tab.wait_for_selector(f'#map-cells [data-cell="{i} {j}"][aria-pressed=true]', state="attached")

@@ -113,7 +113,7 @@ function pythonCode(conditions, sort) {
 function commandCode(conditions, sort, visible) {
   const where = conditions.map(sqlOf).join(' and ');
   const names = [where, sort?.name ?? '', ...visible, content.place].join('');
-  if (names.search(UNSEEN) >= 0) return 'There are characters here that a terminal would not show; use the Python above.';
+  if (names.search(UNSEEN) >= 0) return '# There are characters here that a terminal would not show: use the Python above.';
   const words = ['weightscape query', shellWord(content.place)];
   if (where) words.push(shellWord(where));
   words.push('--status all');
