@@ -21,6 +21,7 @@ import fsspec
 
 from catalog import cache
 from catalog.errors import CorruptError, FormatError, NoRangesError, OfflineError, StorageError, ZooError
+from catalog.objects import fast_ranges
 from catalog.retry import again, again_each
 
 if TYPE_CHECKING:
@@ -165,6 +166,9 @@ class Folder:
         def ask(some: list[int]) -> list[Any]:
             names, starts, stops = zip(*(wanted[at] for at in some), strict=True)
             paths = [self.path(name) for name in names]
+            faster = None if self.web or None in {*starts, *stops} else fast_ranges(self.fs)
+            if faster is not None:
+                return faster(paths, starts, stops)
             return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return"))
 
         return ask(list(range(len(wanted)))) if self.web else again_each(ask, len(wanted))  # ours tries again itself
@@ -172,10 +176,12 @@ class Folder:
     def _from_cache(self, wanted: Sequence[Range], found: list[Any]) -> list[int]:
         """Whole files, fetched where they are not there, and ranges of those that are; which ranges are left."""
         left, whole = [], []
+        ranged = {name for name, start, stop in wanted if start is not None or stop is not None}
+        here = {name: cache.checked(self._entry(name)) for name in ranged}
         for at, (name, start, stop) in enumerate(wanted):
             if start is None and stop is None:
                 whole.append(at)
-            elif path := cache.checked(self._entry(name)):
+            elif path := here[name]:
                 found[at] = _part(path, start, stop)
             else:
                 left.append(at)

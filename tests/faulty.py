@@ -192,6 +192,12 @@ def chunked_and_cut(handler: Handler, answer: Answer) -> None:
     handler.close_connection = True
 
 
+def chunked_and_short(handler: Handler, answer: Answer) -> None:
+    handler.send(replace(answer, body=b"").but(transfer_encoding="chunked"))
+    data = answer.body[: half(answer)]
+    handler.put((b"%x\r\n" % len(data) + data + b"\r\n" if data else b"") + b"0\r\n\r\n")
+
+
 def another_file(handler: Handler, answer: Answer) -> None:
     """Each answer is of a file with another etag, and ends early."""
     answer = answer.but(etag=f'"{time.monotonic_ns()}"')
@@ -280,6 +286,7 @@ FAULTS: dict[str, Fault] = {
     "drip": drip,
     "truncated": lambda handler, a: handler.send(a, upto=half(a), hang_up=True),
     "truncated, chunked": chunked_and_cut,
+    "short, chunked": chunked_and_short,
     "length too small": lambda handler, a: handler.send(replace(a, body=a.body[: half(a)])),
     "length too large": lambda handler, a: handler.send(a.but(content_length=str(len(a.body) + 9)), hang_up=True),
     "length in words": lambda handler, a: handler.send(a.but(content_length="many"), hang_up=True),
@@ -314,7 +321,9 @@ FAULTS: dict[str, Fault] = {
     "redirect to nowhere": redirect(lambda handler: "http://[::1"),
 }
 # These show in a body only: to HEAD the right answer is given.
-BODIES = frozenset({"drip", "stall", "endless", "truncated", "truncated, chunked", "another file", "not http"})
+BODIES = frozenset(
+    {"drip", "stall", "endless", "truncated", "truncated, chunked", "short, chunked", "another file", "not http"}
+)
 # After these the right bytes come when the next answer is right.
 TRANSIENT = frozenset(
     "503|503 with a date|429|500|closed|reset|reset midway|stall|silence|drip|truncated|truncated, chunked|"

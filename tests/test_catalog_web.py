@@ -205,6 +205,14 @@ def test_a_truncated_file_goes_on_where_it_stopped(served: tuple[FaultyServer, b
     assert server.sent == len(data)
 
 
+def test_an_answer_that_ends_well_and_early(served: tuple[FaultyServer, bytes]) -> None:
+    server, data = served
+    web, url = client(server)
+    server.go_wrong("short, chunked", left=2)
+    assert web.cat_file(url, 100, 900) == data[100:900]
+    assert [wanted for _, _, wanted in server.requests] == ["bytes=100-899", "bytes=500-899", "bytes=700-899"]
+
+
 def test_a_file_that_changes_while_it_is_read(served: tuple[FaultyServer, bytes]) -> None:
     server, data = served
     for start, stop in ((None, None), (10, 90_000)):
