@@ -148,7 +148,7 @@ def _pieces(fs: Any, path: str, file: StoredFile, where: str, here: int) -> Iter
     try:
         for start in starts:
             stop = min(start + PIECE, file.size)
-            ahead.append(pool.submit(_asked, partial(fs.cat_file, path, start, stop), file, where))
+            ahead.append(pool.submit(_asked, partial(fs.cat_file, path, start=start, end=stop), file, where))
             if len(ahead) == TOGETHER:
                 yield ahead.popleft().result()
         while ahead:

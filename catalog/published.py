@@ -155,7 +155,7 @@ class Catalog:
         if predicate is None and limit is not None:
             groups = groups[: bisect_left(list(accumulate(self.columns.groups)), limit) + 1]
         with self._open() as file:
-            if predicate is not None and len(groups) > 1 and set(needed) > set(tested):
+            if predicate is not None and tested and len(groups) > 1 and set(needed) > set(tested):
                 groups = self._matching(file, predicate, [name for name in needed if name in tested], groups)
             file.fill((name, group) for name in needed for group in groups)
             for run in [*self._runs(groups), range(0)]:  # the last, so that there is a table where nothing matches
@@ -303,7 +303,7 @@ class Sparse:
         for at in range(first, len(self.chunks)):
             chunk, key = self.chunks[at]
             begin = chunk.offset - start
-            if begin > len(data):
+            if begin > len(data) and key not in wanted:
                 break
             part = data[begin : begin + chunk.size]
             if len(part) == chunk.size and hashlib.sha256(part).hexdigest()[:32] == chunk.digest:
