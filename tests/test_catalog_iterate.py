@@ -129,7 +129,7 @@ def test_a_population_of_one_window_is_shuffled_uniformly() -> None:
 def test_the_same_wherever_it_lies(place: str, made: Any, tmp_path: Path) -> None:
     folder, zoo, truth = made
     rows = zoo.scan().collect()
-    options = {"seed": 3, "memory": 700}
+    options: dict[str, Any] = {"seed": 3, "memory": 700}
     expected = read_all(zoo.iterate(rows, 16, **options), truth)
     url = str(tmp_path / "zoo")
     if place == "folder":
@@ -213,5 +213,5 @@ def test_no_thread_stays(made: Any) -> None:
     _, zoo, _ = made
     batches = zoo.iterate(zoo.scan(), 4, memory=1)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not [thread for thread in threading.enumerate() if "weightscape-iterate" in thread.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import uuid
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 import catalog
 from catalog import cache, inventory, objects, ranges
 from catalog.errors import CorruptError, FormatError, MissingDataError, OfflineError, QueryError, StorageError, ZooError
-from catalog.grid import Grid, encode_shard
-from catalog.manifest import Chunk, Columns
+from catalog.fragments import StoredFile, encode_fragment, write_parquet
+from catalog.grid import Grid, checksum, encode_shard
+from catalog.manifest import Chunk, Columns, Manifest
+from catalog.metrics import Measurement, version_of, write_measurement
 from catalog.parquet import columns_of
 from catalog.publish import publish
 from catalog.published import Catalog
@@ -57,6 +60,12 @@ def published(folder: Path) -> tuple[Zoo, Truth]:
         patch.setattr(inventory, "GROUP", GROUP)
         publish(zoo, folder / "site")
     return zoo, truth
+
+
+def manifest_of(url: Any) -> Manifest:
+    found = catalog.open(url).folder.manifest
+    assert found is not None
+    return found
 
 
 def big(folder: Path, models: int = 900, checkpoints: int = 2) -> tuple[Zoo, np.ndarray]:
@@ -112,7 +121,7 @@ def check_same(far: Zoo, near: Zoo) -> None:
     ]
     for number, ask in enumerate(queries):
         for engine in ("in-memory", "streaming"):
-            found = ask(far.scan(None)).collect(engine=engine)  # type: ignore[call-overload]
+            found = ask(far.scan(None)).collect(engine=engine)
             expected = ask(near.scan(None).select(columns)).collect()
             if engine == "streaming":
                 found, expected = found.sort(found.columns), expected.sort(found.columns)
@@ -143,7 +152,7 @@ def test_the_rows_and_weights_of_the_zoo_it_was_made_from(
         url = request.getfixturevalue("memory")
         put(tmp_path / "site", url)
     far = catalog.open(url, **options)
-    assert len(far.folder.manifest.columns.groups) == 5  # type: ignore[union-attr]
+    assert len(manifest_of(tmp_path / "site").columns.groups) == 5
     check_same(far, near)
     check_reads(far, truth)
     with pytest.raises(
@@ -175,8 +184,6 @@ def test_several_places_are_one_table(tmp_path: Path, web: tuple[Server, str]) -
 
 
 def test_measured_columns_of_another_folder_or_version(tmp_path: Path) -> None:
-    from catalog.metrics import Measurement, version_of, write_measurement
-
     near, _ = fill(tmp_path / "zoo")
     keys = near.table().select("run", "epoch")
     for definition in (1, 2):
@@ -259,9 +266,10 @@ def test_of_row_groups_without_a_match_only_the_filter_is_fetched(tmp_path: Path
     published(tmp_path)
     put(tmp_path / "site", memory)
     far = catalog.open(memory)
-    columns = far.folder.manifest.columns  # type: ignore[union-attr]
+    columns = manifest_of(tmp_path / "site").columns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("catalog.published.FREE", 0)
+        patch.setattr("catalog.published.WAIT", 0)
         patch.setattr(ranges, "SPARE", 1 << 40)  # nothing beside what is asked for
         assert len(far.scan(None).filter(pl.col("model") == 5).select("run").collect()) == 2
     here = [cache.find_piece(chunk.digest) is not None for chunk in columns.chunks["run"]]
@@ -330,8 +338,6 @@ def test_chunks_in_an_order_of_their_own(tmp_path: Path, memory: str) -> None:
     data[:length], data[length : 2 * length] = data[length : 2 * length], data[:length]
     tail = np.frombuffer(data[-index_bytes(variant.grid) : -4], "<u8").reshape(-1, 2).copy()
     tail[[0, 1]] = tail[[1, 0]]
-    from catalog.grid import checksum
-
     data[-index_bytes(variant.grid) :] = tail.tobytes() + checksum(tail.tobytes()).to_bytes(4, "little")
     _recommit(zoo, file, bytes(data))
     publish(zoo, memory)
@@ -340,10 +346,6 @@ def test_chunks_in_an_order_of_their_own(tmp_path: Path, memory: str) -> None:
 
 def _recommit(zoo: Zoo, file: Path, data: bytes) -> None:
     """Put other bytes into a shard, and commit them."""
-    import hashlib
-
-    from catalog.fragments import StoredFile, encode_fragment
-
     name = zoo.committed()["net", 0]
     fragment = zoo.fragment(name)
     entry = StoredFile(fragment.files[0].path, len(data), hashlib.sha256(data).hexdigest())
@@ -359,6 +361,7 @@ def _recommit(zoo: Zoo, file: Path, data: bytes) -> None:
 
 def test_a_flipped_bit_is_an_error_or_the_right_rows(tmp_path: Path, memory: str) -> None:
     near, truth = published(tmp_path)
+    columns = manifest_of(tmp_path / "site").columns
     filesystem = put(tmp_path / "site", memory)
     _, root = fsspec.core.url_to_fs(memory)
     random = np.random.default_rng(0)
@@ -371,7 +374,7 @@ def test_a_flipped_bit_is_an_error_or_the_right_rows(tmp_path: Path, memory: str
         data = (tmp_path / "site" / name).read_bytes() if count else b""
         kind = "shard" if "/c/" in name else name.rsplit("/", 1)[-1].split(".")[0]
         if kind == "catalog":  # but for its head and footer, which nobody fetches
-            used = range(4, len(data) - len(catalog.open(tmp_path / "site").folder.manifest.columns.footer))
+            used = range(4, len(data) - len(columns.footer))
         else:
             used = range(len(data))
         for at in {used[0], used[-1], *random.choice(used, count - 2).tolist()} if count else ():
@@ -414,17 +417,11 @@ def test_a_table_that_is_short_gone_or_changed(place: str, tmp_path: Path, web: 
 
 def forge(site: Path, columns: Columns | None = None, data: bytes | None = None) -> Zoo:
     """The zoo with another manifest, as a stranger would write one."""
-    zoo = catalog.open(site)
-    manifest = zoo.folder.manifest
-    assert manifest is not None
+    zoo, manifest = catalog.open(site), manifest_of(site)
     if data is not None:
-        import hashlib
-
         path = "catalog.00000000000000000000000000000000.parquet"
         (Path(zoo.folder.root) / path).write_bytes(data)
         columns = columns_of(path, data)
-        from catalog.fragments import StoredFile
-
         files = {name: file for name, file in manifest.files.items() if name != manifest.columns.path}
         files[path] = StoredFile(path, len(data), hashlib.sha256(data).hexdigest())
     else:
@@ -438,8 +435,7 @@ def forge(site: Path, columns: Columns | None = None, data: bytes | None = None)
 def test_tables_that_strangers_forge(tmp_path: Path) -> None:
     near, _ = published(tmp_path)
     site = tmp_path / "site"
-    good = catalog.open(site).folder.manifest
-    assert good is not None
+    good = manifest_of(site)
     pointer = (site / "manifest.json").read_bytes()
     columns = good.columns
     data = (site / good.base / columns.path).read_bytes()
@@ -447,8 +443,6 @@ def test_tables_that_strangers_forge(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
 
     def written(table: pl.DataFrame, zoo: str = good.zoo) -> bytes:
-        from catalog.fragments import write_parquet
-
         content = json.dumps({"format": 1, "zoo": zoo})
         return write_parquet(table, {"weightscape": content}, row_group_size=GROUP)
 
@@ -496,10 +490,7 @@ def test_rows_in_another_order_are_no_wrong_weights(tmp_path: Path) -> None:
     published(tmp_path)
     site = tmp_path / "site"
     rows = catalog.open(site).table().drop("zoo")
-    manifest = catalog.open(site).folder.manifest
-    assert manifest is not None
-    from catalog.fragments import write_parquet
-
+    manifest = manifest_of(site)
     content = json.dumps({"format": 1, "zoo": manifest.zoo})
     zoo = forge(site, data=write_parquet(rows.reverse(), {"weightscape": content}, row_group_size=GROUP))
     with pytest.raises(CorruptError):
