@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catalog.check import check_shard, check_sizes, content, differs
-from catalog.errors import CorruptError, FormatError, ZooError
+from catalog.errors import CorruptError, FormatError
 from catalog.folder import Folder
 from catalog.fragments import decode_fragment
 from catalog.frames import NAME as FRAME_FILE
@@ -20,14 +20,14 @@ from catalog.frames import decode_frame
 from catalog.manifest import Manifest, tree_digest
 from catalog.metrics import NAME as METRIC_FILE
 from catalog.metrics import decode_measurement
-from catalog.sealed import unseal
 from catalog.shards import Shard
+from catalog.slices import NAME as SLICE
+from catalog.slices import read_slice
 from catalog.store import Zoo, open_zoo
 from catalog.table import NAME as TABLE_FILE
 from catalog.table import cached_table, check_table, fragment_rows
 
 CATALOG_FILE = re.compile(r"catalog\.(?P<digest>[0-9a-f]{32})\.parquet")
-SLICE = "slice.json"
 WORKERS = 8  # files in memory at once
 Key = tuple[str, int]  # variant, shard
 
@@ -173,15 +173,11 @@ class _Task:
     def _slice(self) -> set[Key] | None:
         """The shards that a slice must have; None when nobody can tell."""
         try:
-            content, _ = unseal(self.folder.read(SLICE, 64 << 20), SLICE, self.zoo.url)
-            shards = {(str(variant), shard) for variant, shard in content["shards"]}
-            mine = content["format"] == 1 and content["zoo"] == self.zoo.record.digest
-            if not mine or shards - set(self.zoo.record.shards):
-                raise ValueError("it is of another format, of another zoo, or names shards that this does not have")
-            return shards
-        except (ZooError, KeyError, TypeError, ValueError) as error:
-            self.say("corrupt", SLICE, f"{SLICE} of {self.zoo.url} is damaged: {error}; pull again")
+            found = read_slice(self.folder, self.zoo.record)
+        except (CorruptError, FormatError) as error:
+            self.say("corrupt", SLICE, f"{error}; pull again")
             return None
+        return None if found is None else set(found.shards)
 
     def shard(self, item: tuple[Key, str]) -> int:
         """Check a fragment and the files of its shard; returns how many files these are."""

@@ -213,7 +213,7 @@ def test_ray_trials_twice_and_half_lines_are_told(ray: tuple[ImportReport, catal
     again = zoo.table().filter(pl.col("duplicate_of").is_not_null())
     assert set(again["run"]) == {trial_name(3, 0.01, 1)}
     assert set(again["duplicate_of"]) == {trial_name(0, 0.01, 1)}
-    assert any("last line of result.json" in note and "(1 files)" in note for note in report.notes)
+    assert any("line of result.json is cut short" in note and "(1 files)" in note for note in report.notes)
     assert any("'module.'" in note and "(3 files)" in note for note in report.notes)
     assert ("experiment_state-2024.json", "") not in report.skipped
 
@@ -258,7 +258,7 @@ def test_ray_records_of_every_kind(tmp_path: Path) -> None:
     assert rows["big"].to_list() == [None, 1e30]
     assert "long" not in rows.columns
     told = "; ".join(report.notes)
-    for words in ("middle line", "last line", "names no epoch", "stands twice", "model -> source_model"):
+    for words in ("damaged, and was left out (2 files)", "names no epoch", "stands twice", "model -> source_model"):
         assert words in told
 
 
@@ -470,7 +470,7 @@ def test_hf_lists_urls_and_checkpoints(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "hub" / "beta") + "/", "/imp/org/beta", recursive=True)
     try:
-        sources = [tmp_path / "trained", "memory://imp/org/beta", tmp_path / "hub" / "alpha"]
+        sources = [str(tmp_path / "trained"), "memory://imp/org/beta", str(tmp_path / "hub" / "alpha")]
         report = import_zoo(sources, tmp_path / "zoo", "hf", name="three")
         zoo = catalog.open(tmp_path / "zoo")
         truth = {("trained", 500): 11, ("trained", 1000): 12, ("trained", 0): 13, ("org/beta", 0): 2, ("alpha", 0): 1}
@@ -510,11 +510,19 @@ def test_runs_without_a_common_epoch_do_not_make_a_square(tmp_path: Path) -> Non
         for epoch in (run, 1000 + run)[: 1 + run % 2]:
             save_safetensors(tmp_path / "nets" / f"n{run}_epoch{epoch}.safetensors", {"w": np.full(2, run, np.float32)})
     report = import_zoo(tmp_path / "nets", tmp_path / "zoo")
-    assert report.variants == {"net": (200, 2, 2)}
+    assert report.variants == {"net-1": (100, 1, 2), "net-2": (100, 2, 2)}
     table = catalog.open(tmp_path / "zoo").table()
-    assert table.filter(~pl.col("stored"), pl.col("epoch") >= 0).is_empty()
-    assert table.filter(pl.col("epoch") < 0).height == report.missing == 100
+    assert (table.height, report.stored, report.missing) == (300, 300, 0)
     assert table.filter(run="n3").select("epoch", "stored").rows() == [(3, True), (1003, True)]
+    assert not catalog.verify(tmp_path / "zoo").problems
+
+
+def test_a_run_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights_folder(tmp_path / "nets")
+    monkeypatch.setattr("catalog.importers.writer.memory_of", lambda parts: 1 << 60)
+    with pytest.raises(SourceError, match="takes 1,152,921,504,606,846,976 bytes of memory"):
+        import_zoo(tmp_path / "nets", tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_memory_is_that_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from catalog.importers.hugging_face import from_hub
 from catalog.importers.pickles import Pickles
 from catalog.importers.ray_tune import from_ray
 from catalog.importers.small_cnn import from_small_cnn
-from catalog.importers.writer import Part, bytes_of, memory_of, plan, write
+from catalog.importers.writer import Part, bytes_of, check_memory, memory_of, plan, write
 from catalog.record import IMPORTED
 from catalog.store import Zoo, open_zoo
 from catalog.table import rebuild_table
@@ -117,6 +117,7 @@ def import_zoo(
         dtype, parts = plan(found, architecture)
         if dry_run:
             return _preview(os.fspath(target), found, dtype, parts)
+        check_memory(parts)
         info = {
             "source": description or where,
             "format": found.format,
