@@ -40,6 +40,11 @@ from tests.test_catalog_frames import aligned
 Made = tuple[Zoo, Truth]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTSCAPE_CACHE", os.fspath(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return fill(tmp_path_factory.mktemp("source") / "a zoo")
