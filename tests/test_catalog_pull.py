@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -445,15 +447,23 @@ def test_eight_processes_share_one_transfer(
     assert all(catalog.verify(tmp_path / f"{at}.zoo").ok for at in (0, 7))
 
 
-def test_two_queries_at_once_into_one_folder(pub: tuple[str, Server], tmp_path: Path) -> None:
-    code = "import sys, catalog; sys.stdin.read(); catalog.pull(*sys.argv[1:3], where=sys.argv[3])"
+def test_two_queries_at_once_into_one_folder(
+    made: tuple[Zoo, Truth, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each adds its shards to the slice that it found: without a lock, both would find none."""
+    module = sys.modules["catalog.pull"]
+    real, meeting = module._before, threading.Barrier(2)
+
+    def slowly(zoo: Zoo) -> Slice | None:
+        found: Slice | None = real(zoo)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(1)  # where they exclude each other, the first waits in vain
+        return found
+
+    monkeypatch.setattr(module, "_before", slowly)
     queries = [f"variant = 'long' and model = {model}" for model in (0, 2)]
-    start: Any = functools.partial(subprocess.Popen, cwd=ROOT, stdin=subprocess.PIPE)
-    running = [start([sys.executable, "-c", code, pub[0], tmp_path / "one.zoo", where]) for where in queries]
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.close()
-    assert [process.wait(timeout=120) for process in running] == [0] * 2
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda where: pull(made[2], tmp_path / "one.zoo", where=where), queries))
     zoo = catalog.open(tmp_path / "one.zoo")
     known = read_slice(zoo.folder, zoo.record)
     assert known is not None
