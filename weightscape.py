@@ -6,8 +6,9 @@ The commands are in `zoo.commands` and `generators.commands`. Heavy imports are 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +49,7 @@ def bench(
             print_bench(found)
 
 
-PANELS = {
+PANELS: dict[str, Mapping[str, Any]] = {
     "Make": making.COMMANDS,
     "Look and check": places.COMMANDS,
     "Share": sharing.COMMANDS,

@@ -22,6 +22,9 @@ from catalog.dataset import dataset
 from catalog.pack import pack, unpack
 from catalog.publish import Published, publish
 from catalog.pull import Pulled, pull
+from catalog.register import register, retract
+from catalog.registry import list_zoos as list
+from catalog.registry import resolve
 from catalog.splits import split
 from catalog.store import Zoo, Zoos, open_all, open_zoo
 from catalog.table import query, rebuild_table
@@ -35,6 +38,7 @@ __all__ = [
     "Zoos",
     "create",
     "dataset",
+    "list",
     "make_variant",
     "open",
     "pack",
@@ -42,6 +46,9 @@ __all__ = [
     "pull",
     "query",
     "rebuild_table",
+    "register",
+    "resolve",
+    "retract",
     "split",
     "unpack",
     "verify",

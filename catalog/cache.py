@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -271,9 +273,11 @@ def _pointer(url: str, name: str) -> Path:
 @functools.cache
 def private_root(process: int) -> Path:
     """A folder of this process alone, for when the cache cannot be written; removed at its end."""
-    import atexit
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="weightscape-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def remove() -> None:
+        if os.getpid() == process:  # not in a child that was forked
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder

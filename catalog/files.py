@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from catalog import cache
 from catalog.errors import FormatError, ZooError
 from catalog.folder import Folder, storage_error
 from catalog.ranges import joined
@@ -69,7 +67,7 @@ class LocalFiles:
     together = 0  # bytes worth asking for at once: nothing is gained by that here
     dense = 2  # a chunk is read whole where at least one in so many of its rows is wanted
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept, _: bool) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> None:
         self.folder, self.names, self.cold = folder, names, False
         self.files: list[OpenFile] = []  # as long as they are here nobody closes them
         for name, size in zip(names, sizes, strict=True):
@@ -159,9 +157,8 @@ class RemoteFiles:
     dense = 4 / 3  # what is fetched is to be little more than what is wanted
     cold = False
 
-    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept, cached: bool) -> None:
+    def __init__(self, folder: Folder, names: Sequence[str], sizes: Sequence[int], _: Kept) -> None:
         self.folder, self.names, self.sizes = folder, names, sizes
-        self.copies = dict(self._in_cache()) if cached and folder.manifest is not None else {}
         self.stamps: list[Stamp | None] = [None] * len(names)
 
     def expect(self, pieces: Sequence[Piece]) -> None:
@@ -171,35 +168,13 @@ class RemoteFiles:
         """As `LocalFiles.fill`; also raises FormatError for servers without byte ranges."""
         batch: list[tuple[int, int, list[Piece]]] = []
         held = 0
-        far = [piece for piece in pieces if piece[0] not in self.copies]
-        for number, offset, arrays, _ in pieces:
-            if number in self.copies:
-                self._copy(number, offset, arrays)
-        for start, stop, group in _requests(sorted(far, key=lambda piece: piece[:2])):
+        for start, stop, group in _requests(sorted(pieces, key=lambda piece: piece[:2])):
             if batch and held + stop - start > self.together:
                 self._fetch(batch)
                 batch, held = [], 0
             batch.append((start, stop, group))
             held += stop - start
         self._fetch(batch)
-
-    def _in_cache(self) -> Iterator[tuple[int, OpenFile]]:
-        """Those of the files that were fetched whole before."""
-        for number, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
-            with contextlib.suppress(OSError):  # the manifest does not list it, or the cache just lost it
-                entry = self.folder.entry(name)
-                path = entry and cache.find(entry.sha256)
-                if path and (file := OpenFile(os.fspath(path))).stamp[0] == size:
-                    yield number, file
-
-    def _copy(self, number: int, offset: int, arrays: Sequence[Any]) -> None:
-        for array in arrays:
-            view = array.reshape(-1).view(np.uint8)
-            while len(view):
-                count = _read_into(self.copies[number].descriptor, view, offset)
-                if not count:
-                    raise Damage(self.names[number], "the copy of {path} in the cache came shorter than it is")
-                view, offset = view[count:], offset + count
 
     def _fetch(self, requests: Sequence[tuple[int, int, list[Piece]]]) -> None:
         starts, stops = [start for start, _, _ in requests], [stop for _, stop, _ in requests]
@@ -250,12 +225,8 @@ def _requests(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, list[Piece]]]
 Files = LocalFiles | RemoteFiles
 
 
-def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept, cached: bool = True) -> Files:
-    """Files of a folder to read from; local ones stay open in `kept`, the last few.
-
-    Args:
-        cached: whether copies in the cache may take the place of files of a published zoo far away.
-    """
+def open_files(folder: Folder, names: Sequence[str], sizes: Sequence[int], kept: Kept) -> Files:
+    """Files of a folder to read from; local ones stay open in `kept`, the last few."""
     kind: Callable[..., Any] = LocalFiles if folder.local else RemoteFiles
-    found: Files = kind(folder, names, sizes, kept, cached)
+    found: Files = kind(folder, names, sizes, kept)
     return found

@@ -21,6 +21,7 @@ import fsspec
 
 from catalog import cache
 from catalog.errors import CorruptError, FormatError, NoRangesError, OfflineError, StorageError, ZooError
+from catalog.objects import fast_ranges
 from catalog.retry import again, again_each
 
 if TYPE_CHECKING:
@@ -60,15 +61,15 @@ class Folder:
                 a scheme nobody knows, or one whose package is not installed.
         """
         text = os.fspath(url)
+        if text.lower().startswith(("http://", "https://")):
+            from catalog.web import Web
+
+            web, root = Web.at(text, storage_options)
+            return cls(root, root, web)
         if "::" in text:
             raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
         if "://" not in text or text.startswith(("file://", "local://")):
             return cls(text, os.path.abspath(text.split("://", 1)[-1]))
-        if text.lower().startswith(("http://", "https://")):
-            from catalog.web import Web, readable
-
-            web, root = Web.at(text, storage_options)
-            return cls(readable(text), root, web)
         try:
             fs, root = fsspec.core.url_to_fs(text, **storage_options)
         except (ImportError, ValueError) as error:  # both say which scheme or package
@@ -116,13 +117,13 @@ class Folder:
                     raise _too_long(name, self.url, entry.size, limit)
                 return self._checked(entry)
             if self.web:
-                _online(self.url)
+                online(self.url)
                 return bytes(self.fs.cat_file(self.path(name), limit=limit))
             if self.local:
                 if limit is not None and (found := self.size(name)) > limit:
                     raise _too_long(name, self.url, found, limit)
                 return Path(self.path(name)).read_bytes()
-            _online(self.url)
+            online(self.url)
             upto = {} if limit is None else {"start": 0, "end": limit + 1}  # one request, where a size costs another
             data = bytes(again(lambda: self.fs.cat_file(self.path(name), **upto)))
             if limit is not None and len(data) > limit:
@@ -154,7 +155,7 @@ class Folder:
             if self.manifest is not None:
                 ahead = self._from_cache(wanted, found)
             if ahead:
-                _online(self.url)
+                online(self.url)
                 for at, data in zip(ahead, self._ranges([wanted[at] for at in ahead]), strict=True):
                     found[at] = data
             if self.manifest is not None:
@@ -165,6 +166,9 @@ class Folder:
         def ask(some: list[int]) -> list[Any]:
             names, starts, stops = zip(*(wanted[at] for at in some), strict=True)
             paths = [self.path(name) for name in names]
+            faster = None if self.web or None in {*starts, *stops} else fast_ranges(self.fs)
+            if faster is not None:
+                return faster(paths, starts, stops)
             return list(self.fs.cat_ranges(paths, list(starts), list(stops), on_error="return"))
 
         return ask(list(range(len(wanted)))) if self.web else again_each(ask, len(wanted))  # ours tries again itself
@@ -216,7 +220,7 @@ class Folder:
                 if not stat.S_ISREG(found.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "not a file")
                 return found.st_size
-            _online(self.url)
+            online(self.url)
             size = again(lambda: self.fs.size(self.path(name)))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
@@ -235,7 +239,7 @@ class Folder:
         with self._refusals(f"looking at {name} of {self.url}"):
             if self.local:
                 return os.path.exists(self.path(name))
-            _online(self.url)
+            online(self.url)
             return bool(again(lambda: self.fs.exists(self.path(name))))
 
     def files(self, under: str = "") -> list[str]:
@@ -254,16 +258,16 @@ class Folder:
                 ]
                 names = [Path(path).relative_to(self.root).as_posix() for path in found]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
                 try:
                     names = [str(path)[len(self.root) :].lstrip("/") for path in again(lambda: self.fs.find(top))]
                 except FileNotFoundError:
                     names = []
+                    if self.web:
+                        self._check_absent(under)
                 if self.web:
                     names = [unquote(name) for name in names]
-                    if not names:
-                        self._remote_top()  # which raises where the server lists nothing at all
         return sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
 
     def top(self) -> list[str]:
@@ -279,25 +283,30 @@ class Folder:
                 with os.scandir(self.root) as entries:
                     names = [entry.name for entry in entries if entry.is_file()]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()
                 names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
-    def _remote_top(self) -> list[str]:
+    def _remote_top(self, kind: str = "file") -> list[str]:
         advice = f"{self.url} cannot be listed; use a server that lists its folders, or copy the zoo here"
         try:
             found = again(lambda: self.fs.ls(self.root, detail=True))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FormatError) as error:
             if self.web:
                 raise FormatError(f"{advice} ({error})") from error
             raise
-        names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        names = {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry["type"] for entry in found}
         if self.web:
-            names = list(map(unquote, names))
+            names = {unquote(name): type_ for name, type_ in names.items()}
         if self.web and "zoo.json" not in names:  # which is there, or nobody would list this folder
             raise FormatError(advice)
-        return names
+        return [name for name, type_ in names.items() if type_ == kind]
+
+    def _check_absent(self, under: str) -> None:
+        """An error unless a folder of which a web server says that it is not there is really none of the zoo's."""
+        if under.split("/")[0] in self._remote_top("directory"):
+            raise FormatError(f"the server of {self.url} lists the folder {under}, and says then that it is not there")
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
@@ -399,7 +408,8 @@ def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
     return FormatError(f"{name} of {url} has {size:,} bytes, more than the {limit:,} allowed")
 
 
-def _online(url: str) -> None:
+def online(url: str) -> None:
+    """OfflineError where nothing may be asked of other machines."""
     if cache.offline():
         raise OfflineError(
             f"WEIGHTSCAPE_OFFLINE is set, and what was asked of {url} is not in the cache; unset it, or `weightscape "

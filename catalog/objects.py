@@ -1,12 +1,25 @@
-"""Object stores by other libraries than fsspec, which take the same options under other names: polars and obstore."""
+"""Object stores by other libraries than fsspec, which call the same options otherwise: polars, and obstore for ranges.
+
+Measured on moto, two busy cores: 64 ranges of 14 kB and 400 of 24 kB take obstore 0.7 to 0.8 of the time of s3fs and a
+quarter of its processor time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from catalog.errors import QueryError
-from catalog.folder import Folder
+
+if TYPE_CHECKING:
+    from catalog.folder import Folder
+
+TOGETHER = 32  # requests under way
+Ranges = Callable[[Sequence[str], Sequence[int], Sequence[int]], list[Any]]
 
 # fsspec option -> name in object_store, which polars and obstore are made with
 S3 = {"key": "aws_access_key_id", "secret": "aws_secret_access_key", "token": "aws_session_token"}
@@ -47,6 +60,52 @@ def s3_options(options: Mapping[str, Any]) -> dict[str, str]:
     if "aws_endpoint_url" in found:
         found.setdefault("aws_region", "us-east-1")  # which servers of other makers do not look at
     return _all_known(given, found)
+
+
+def fast_ranges(fs: Any) -> Ranges | None:
+    """What fetches byte ranges faster than this filesystem, None where nothing does.
+
+    That is obstore for s3://, where it is installed and has the same options. Without keys it would look for them in
+    fewer places than s3fs does, so it takes no part there.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+    if "s3" not in protocols or importlib.util.find_spec("obstore") is None:
+        return None
+    try:
+        options = s3_options(getattr(fs, "storage_options", {}))
+    except QueryError:
+        return None
+    known = {"aws_access_key_id", "aws_secret_access_key"} <= options.keys() or "aws_skip_signature" in options
+    return functools.partial(_obstore_ranges, fs, tuple(sorted(options.items()))) if known else None
+
+
+def _obstore_ranges(
+    fs: Any, options: tuple[tuple[str, str], ...], paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+) -> list[Any]:
+    """Bytes, or an exception, for each range. What obstore does not give is asked for once more, by fsspec."""
+    from obstore import get_range
+
+    def one(path: str, start: int, stop: int) -> Any:
+        bucket, key = path.split("/", 1)
+        try:
+            return get_range(_store(os.getpid(), bucket, options), key, start=start, end=stop)
+        except Exception as error:  # its errors share no base with those of Python
+            return error
+
+    with ThreadPoolExecutor(min(TOGETHER, len(paths))) as pool:
+        found = list(pool.map(one, paths, starts, stops))
+    if again := [at for at, part in enumerate(found) if isinstance(part, Exception)]:
+        some = [[values[at] for at in again] for values in (paths, starts, stops)]
+        for at, part in zip(again, fs.cat_ranges(*some, on_error="return"), strict=True):
+            found[at] = part
+    return found
+
+
+@functools.lru_cache(64)
+def _store(_: int, bucket: str, options: tuple[tuple[str, str], ...]) -> Any:
+    from obstore.store import S3Store
+
+    return S3Store(bucket, config=dict(options))  # type: ignore[arg-type]
 
 
 def _gs_options(options: dict[str, Any]) -> dict[str, str]:

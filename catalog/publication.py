@@ -12,13 +12,27 @@ from catalog.folder import Folder
 from catalog.manifest import LIMIT, NAME, VERSION, Manifest, decode_manifest
 
 
-def published_folder(url: str | os.PathLike[str], **storage_options: Any) -> Folder:
+def published_folder(
+    url: str | os.PathLike[str],
+    *,
+    registry: str | os.PathLike[str] | None = None,
+    allow_retracted: bool = False,
+    **storage_options: Any,
+) -> Folder:
     """The folder of a zoo: as a published version shows it where there is a manifest, else as it is.
+
+    Args:
+        url: of a zoo or of `versions/<n>.json`; or `zoo:name@version`, which `registry` knows.
 
     Raises:
         CorruptError, FormatError: a manifest that is none. OfflineError: it is not in the cache.
+        RetractedError, UnknownNameError, QueryError: see `catalog.registry.resolve`.
     """
     text = os.fspath(url).rstrip("/")
+    if text.startswith("zoo:"):
+        from catalog.registry import open_folder
+
+        return open_folder(text, registry, allow_retracted=allow_retracted, **storage_options)
     name = NAME
     head, slash, tail = text.rpartition("/versions/")
     if slash and VERSION.fullmatch(f"versions/{tail}"):

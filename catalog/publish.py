@@ -102,15 +102,17 @@ def publish(
     about = _about(source, latest, licence=licence, citation=citation, description=description)
     manifest = _manifest(source, rows, items, columns, about)
     strangers = left_out(source, manifest.files)
+    if not dry_run:
+        target.sweep()
     if latest and _same(manifest, latest):
         return Published(target.url, latest if dry_run else settle(target), False, (), strangers, dry_run)
     there = _published(manifest, versions)
     wanted = [item for item in items if item.file.path not in there]
+    wanted.sort(key=lambda item: item.file.path)
     if dry_run:
         return Published(
             target.url, _after(manifest, latest), True, tuple(item.file for item in wanted), strangers, True
         )
-    target.sweep()
     base = target.below(manifest.base)
     uploaded = _upload(wanted, base, progress)
     _check_uploaded(base, uploaded, verify)
@@ -189,7 +191,7 @@ def _published(manifest: Manifest, versions: Sequence[Manifest]) -> dict[str, St
                 if there[path] != manifest.files[path]:
                     raise PublishError(
                         f"{path} has other bytes than in version {version.version}, which never changes: this is "
-                        "another build of the zoo, or was written anew; publish it elsewhere, or create it under another name"
+                        "another build of the zoo, or was written anew; publish elsewhere, or build under another name"
                     )
     return there
 

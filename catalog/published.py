@@ -24,7 +24,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from catalog import cache
-from catalog.errors import CorruptError, FormatError, MissingDataError
+from catalog.errors import CorruptError, FormatError, MissingDataError, ZooError
 from catalog.folder import Folder, storage_error
 from catalog.fragments import StoredFile, columns_problem, listed, read_content, read_table
 from catalog.manifest import Chunk, Columns
@@ -267,26 +267,24 @@ class Sparse:
                 else:
                     lacking.append((chunk, (name, group)))
         lacking.sort(key=lambda entry: entry[0].offset)
-        if lacking and not self.folder.local and cache.find(self.entry.sha256):
-            return self._whole()
-        while lacking and not self.here.issuperset(key for _, key in lacking):
+        while lacking:
             held = accumulate(chunk.size for chunk, _ in lacking)
             count = max(sum(1 for size in held if size <= TOGETHER), 1)
             self._fetch(lacking[:count])
-            lacking = lacking[count:]
+            lacking = [entry for entry in lacking[count:] if entry[1] not in self.here]
 
     def _fetch(self, wanted: Sequence[tuple[Chunk, Key]]) -> None:
         ranges = [(0, chunk.offset, chunk.offset + chunk.size) for chunk, _ in wanted]
         requests = [wanted[part] for part in joined(ranges, FREE)]
         starts = [part[0][0].offset for part in requests]
         stops = [max(chunk.offset + chunk.size for chunk, _ in part) for part in requests]
-        for part, start, stop, data in zip(requests, starts, stops, self._ranges(starts, stops), strict=True):
-            if isinstance(data, FormatError) or (not isinstance(data, BaseException) and len(data) > stop - start):
-                return self._whole()  # a server without byte ranges
+        for part, start, data in zip(requests, starts, self._ranges(starts, stops), strict=True):
             if isinstance(data, FileNotFoundError):
                 raise MissingDataError(f"{self._where} is not there; publish the zoo again") from data
             if isinstance(data, BaseException):
-                raise storage_error(data, f"reading {self._where}") if isinstance(data, Exception) else data
+                if isinstance(data, ZooError) or not isinstance(data, Exception):
+                    raise data
+                raise storage_error(data, f"reading {self._where}") from data
             self._take(memoryview(data), start, {key for _, key in part})
 
     def _ranges(self, starts: Sequence[int], stops: Sequence[int]) -> Sequence[bytes | BaseException]:
@@ -318,11 +316,6 @@ class Sparse:
                     f"column {key[0]} in {self._where} is not what its manifest says ({len(part):,} of {chunk.size:,} "
                     "bytes came); it was changed or damaged there"
                 )
-
-    def _whole(self) -> None:
-        """The whole file, which `Folder.read` compares with its sha256."""
-        self._put(0, self.folder.read(self.columns.path))
-        self.here.update(key for _, key in self.chunks)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
         with _disk(f"writing {self._where} to {tempfile.gettempdir()}"):

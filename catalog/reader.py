@@ -81,8 +81,8 @@ class Reader:
         except MissingDataError:
             raise
         except CorruptError:
-            # Files that are here say when they change. Those far away may have been mended since, a file in the cache
-            # may be damaged, and another writer may have put chunks in an order of its own.
+            # Files that are here say when they change. Those far away may have been mended since, or another writer may
+            # have put their chunks in an order of its own.
             if not kept and not far:
                 raise
             for path in kept:
@@ -93,11 +93,7 @@ class Reader:
     def _fill(
         self, folder: Folder, variant: Variant, shards: Mapping[int, Shard], wanted: Wanted, assume: bool
     ) -> None:
-        """Fill what is wanted.
-
-        Args:
-            assume: that files are what a manifest says: copies in the cache, chunks where the format puts them.
-        """
+        """Fill what is wanted; `assume` that chunks lie where the format puts them."""
         grid, edges = variant.grid, wanted.edges.tolist()
         split = grid.num_parts > 1 or grid.chunks_per_shard[2] > 1
         step = 1 if split else OPEN
@@ -116,7 +112,7 @@ class Reader:
         self, folder: Folder, window: Sequence[Shard], wanted: Wanted, edges: Sequence[int], assume: bool
     ) -> None:
         """Rows that lie in one chunk: with it where most of it is wanted (see `dense` of the files), else alone."""
-        files = self._open(folder, window, 0, assume)
+        files = self._open(folder, window, 0)
         indices = self._offsets(files, window, 0, assume)
         offset = np.concatenate(
             [index.take(wanted.chunk[a:b]) for index, (a, b) in zip(indices, itertools.pairwise(edges), strict=True)]
@@ -145,7 +141,7 @@ class Reader:
             straight = wanted.columns is None and len(target) == 1
             block = wanted.out[target[0] : target[0] + 1] if straight else wanted.empty(len(rows))
             for number, part in enumerate(parts):
-                files = self._open(folder, [shard], number, assume)
+                files = self._open(folder, [shard], number)
                 (index,) = self._offsets(files, [shard], number, assume)
                 offset = index[wanted.chunk[group], : -(-(part.stop - part.start) // p)]
                 if (offset < 0).any():
@@ -156,9 +152,9 @@ class Reader:
             if not straight:
                 wanted.give(block[back], target)
 
-    def _open(self, folder: Folder, shards: Sequence[Shard], part: int, cached: bool) -> Files:
+    def _open(self, folder: Folder, shards: Sequence[Shard], part: int) -> Files:
         files = [shard.files[part] for shard in shards]
-        return open_files(folder, [file.path for file in files], [file.size for file in files], self.files, cached)
+        return open_files(folder, [file.path for file in files], [file.size for file in files], self.files)
 
     def _offsets(self, files: Files, shards: Sequence[Shard], part: int, assume: bool) -> list[np.ndarray]:
         """For each open file, which is a part of a shard, where its chunks begin (see `decode_index`)."""

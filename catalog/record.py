@@ -15,6 +15,7 @@ from catalog.sealed import seal, sealed_body, strict_json
 from weightspace.layout import Layout
 
 FORMAT = 1
+IMPORTED = "imported"  # family of networks of others, and what their spec holds
 LIMIT = 64 << 20  # bytes of a zoo.json; a layout costs ~100 bytes a tensor
 MAX_SHARDS = 1 << 20  # of a zoo, whose fragments all lie in one folder
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,98}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from catalog.folder import Folder
 from catalog.fragments import Fragment, decode_fragment, listed
 from catalog.frames import frame_names, read_view, seen_in
 from catalog.grid import from_stored
+from catalog.iterate import iterate
 from catalog.metrics import Measurement, measurements, with_metrics
 from catalog.objects import polars_source
 from catalog.publication import published_folder
@@ -215,6 +216,56 @@ class Zoo:
         weights = seen_in(self, frame, variant.name, table, weights)
         return weights if columns is None else weights[:, columns]
 
+    def iterate(
+        self,
+        rows: pl.DataFrame | pl.LazyFrame,
+        batch: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        tensors: Iterable[str] | None = None,
+        dtype: str | None = None,
+        torch: bool = False,
+        frame: str | None = None,
+        memory: int = 256 << 20,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        drop_last: bool = False,
+    ) -> Iterator[tuple[pl.DataFrame, Any]]:
+        """Batches of rows and their weights, for populations larger than memory; the next are read meanwhile.
+
+        The order is a function of the rows, `seed` and `epoch`, wherever the zoo lies, whatever the memory. How random
+        it is, `catalog.iterate` says. Every row comes once and is read once, as `read` reads it.
+
+        Args:
+            rows, tensors, dtype, torch, frame: as for `read`.
+            batch: rows of a batch; the last may have fewer.
+            shuffle: False for the order of `rows`.
+            memory: bytes of weights to hold, about; far away, up to 64 MiB of what was fetched come to it.
+            start: number of the first batch to give, to go on where another run stopped; nothing before it is read.
+            part: (i, n) for worker i of n: other rows for each, one more or less at most.
+            drop_last: leave out what fills no batch, so that all parts have the same number of batches.
+
+        Yields:
+            Rows, and their weights (models, size).
+
+        Raises:
+            QueryError, and what `read` raises.
+        """
+        table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        names = None if tensors is None else list([tensors] if isinstance(tensors, str) else tensors)
+        options: dict[str, Any] = {"seed": seed, "epoch": epoch, "shuffle": shuffle, "memory": memory}
+        options |= {"start": start, "part": part, "drop_last": drop_last}
+        read = functools.partial(self.read, tensors=names, dtype=dtype, torch=torch, frame=frame)
+        return iterate(read, table, self._row_bytes(table, dtype), batch, **options)
+
+    def _row_bytes(self, rows: pl.DataFrame, dtype: str | None) -> tuple[int, int]:
+        """Bytes of a row of weights as stored, and as read."""
+        grid = self._one_variant(_address(rows, self.name)[0]).grid
+        held = {"float64": 8, "float16": 2, "bfloat16": 2}.get(dtype or "", 4)
+        return grid.shape[2] * grid.itemsize, grid.shape[2] * held
+
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
         """One model's tensors by name, each in its own dtype; what `module.load_state_dict` takes with torch=True.
 
@@ -326,23 +377,32 @@ class Zoos:
     def read(self, rows: pl.DataFrame | pl.LazyFrame, tensors: Iterable[str] | None = None, **options: Any) -> Any:
         """As `Zoo.read`; the rows may come from several zoos whose variants share a layout."""
         table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
-        if "zoo" not in table.columns:
-            raise missing_column("zoo", table.columns)
-        if not len(table):
-            raise QueryError("no rows: the query matched none")
-        names = table["zoo"].unique(maintain_order=True).to_list()
+        places = _by_zoo(table)
+        names = list(places)
         layouts = {self._layout(table, name).fingerprint for name in names}
         if len(layouts) > 1:
             raise QueryError(f"rows of zoos {names} have {len(layouts)} different layouts; read each zoo's rows alone")
         names_wanted = None if tensors is None else list(tensors)
         parts = []
-        for name in names:
-            position = np.flatnonzero((table["zoo"] == name).to_numpy())
+        for name, position in places.items():
             parts.append((position, self.members[name].read(table[position], names_wanted, **options)))
         whole = _empty_like([weights for _, weights in parts], len(table))
         for position, weights in parts:
             whole[position] = weights if isinstance(weights, np.ndarray) else weights.to(whole.dtype)
         return whole
+
+    def iterate(
+        self, rows: pl.DataFrame | pl.LazyFrame, batch: int, *, tensors: Iterable[str] | None = None, **options: Any
+    ) -> Iterator[tuple[pl.DataFrame, Any]]:
+        """As `Zoo.iterate`; the rows may come from several zoos whose variants share a layout."""
+        table = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        names = None if tensors is None else list([tensors] if isinstance(tensors, str) else tensors)
+        how = {name: options.pop(name) for name in ("dtype", "torch", "frame") if name in options}
+        parts = _by_zoo(table)
+        sizes = [self._member(name)._row_bytes(table[place], how.get("dtype")) for name, place in parts.items()]
+        row_bytes = max(size for size, _ in sizes), max(size for _, size in sizes)
+        read = functools.partial(self.read, tensors=names, **how)
+        return iterate(read, table, row_bytes, batch, **options)
 
     def state_dict(self, row: Mapping[str, Any] | pl.DataFrame, torch: bool = False) -> dict[str, Any]:
         """As `Zoo.state_dict`."""
@@ -373,20 +433,25 @@ def open_zoo(
     *,
     metrics_at: str | os.PathLike[str] | None = None,
     versions: Mapping[str, str] | None = None,
+    registry: str | os.PathLike[str] | None = None,
+    allow_retracted: bool = False,
     **storage_options: Any,
 ) -> Zoo:
     """Open a zoo, local or at any fsspec URL.
 
     Args:
-        url: of a zoo, of a published one (the newest version), or of `versions/<n>.json` in a published one.
+        url: of a zoo, of a published one (the newest version), or of `versions/<n>.json` in a published one, or
+            `zoo:name@version` of a registry.
         metrics_at: folder or URL where measured columns are read and written, for zoos that cannot be written.
         versions: metric -> version, where several are measured.
+        registry: path or URL of the file that knows what `zoo:name@version` is, None for `WEIGHTSCAPE_REGISTRY`.
+        allow_retracted: open a version that was retracted.
 
     Raises:
         NotAZooError: nothing there, or no zoo.json.
         CorruptError, FormatError: see `catalog.record.decode` and `catalog.manifest.decode_manifest`.
     """
-    folder = published_folder(url, **storage_options)
+    folder = published_folder(url, registry=registry, allow_retracted=allow_retracted, **storage_options)
     try:
         data = folder.read("zoo.json", LIMIT)
     except FileNotFoundError as error:
@@ -461,6 +526,16 @@ def _address(rows: pl.DataFrame | pl.LazyFrame, zoo: str) -> list[pl.Series]:
         return [c if c.dtype == t else c.cast(t) for c, t in zip(address, types, strict=True)]
     except pl.exceptions.PolarsError as error:
         raise QueryError(f"columns {', '.join(ADDRESS)} are text and integers in scan(): {error}") from error
+
+
+def _by_zoo(rows: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Positions of the rows of each zoo."""
+    if "zoo" not in rows.columns:
+        raise missing_column("zoo", rows.columns)
+    if not len(rows):
+        raise QueryError("no rows: the query matched none")
+    names = rows["zoo"].unique(maintain_order=True).to_list()
+    return {name: np.flatnonzero((rows["zoo"] == name).to_numpy()) for name in names}
 
 
 def _tensor_names(tensors: Iterable[str], layout: Layout) -> list[str]:

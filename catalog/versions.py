@@ -58,7 +58,7 @@ def settle(target: Folder) -> Manifest:
     for _ in range(TRIES):
         number = numbers(target)[-1]
         manifest, data = _read(target, number)
-        files = {**_about(target, manifest), NAME: data}
+        files = {**_about(target, manifest, data), NAME: data}
         stale = [name for name, content in files.items() if _found(target, name) != content]
         if "README.md" in stale and not _ours(target):
             stale.remove("README.md")
@@ -69,14 +69,14 @@ def settle(target: Folder) -> Manifest:
     raise PublishError(f"others publish at {target.url} all the time; version {number} is there, try again later")
 
 
-def _about(target: Folder, manifest: Manifest) -> dict[str, bytes]:
+def _about(target: Folder, manifest: Manifest, data: bytes) -> dict[str, bytes]:
     """Data card and Croissant file of a version, which follow from it alone, so that any publisher can write them."""
     folder = replace(target.below(manifest.base), manifest=manifest)
     record = decode(folder.read("zoo.json", LIMIT), folder.url)
     rows = pl.read_parquet(io.BytesIO(folder.read(manifest.columns.path)))
     return {
         "README.md": datacard(manifest, record, rows, target.url).encode(),
-        "croissant.json": croissant(manifest, rows, target.url).encode(),
+        "croissant.json": croissant(manifest, data, rows, target.url).encode(),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from catalog.errors import InvalidSpecError, ZooError, unknown_name
+from catalog.record import IMPORTED
 from kernels.population import Dropout
 from weightspace.layout import Layout
 
@@ -118,6 +119,11 @@ class Architecture:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Architecture:
         """From a variant's description in a zoo; raises InvalidSpecError or UnknownNameError, runs no code of it."""
+        if isinstance(content, Mapping) and content.get("family") == IMPORTED:
+            raise InvalidSpecError(
+                "these networks were imported: their weights are known, but not how to run them, nor which units may "
+                "move; rows, weights and export work, measuring, aligning and training on them do not"
+            )
         try:
             return cls(content["family"], content["numbers"], tuple(content["input_shape"]), content["num_classes"])
         except ZooError:  # an unknown name is a KeyError too

@@ -11,6 +11,7 @@ from typing import Any
 
 from catalog.errors import InvalidSpecError, unknown_name
 from catalog.grid import STORED_AS
+from catalog.record import IMPORTED
 from kernels.losses import LOSSES
 from kernels.optimizers import OPTIMIZERS
 from zoo.architectures import ARCHITECTURES, check_number
@@ -275,6 +276,8 @@ class ZooSpec:
                 f"spec format {version}; this weightscape reads up to {SPEC_FORMAT}: install a newer weightscape"
             )
         given = {key: value for key, value in content.items() if key != "spec_format"}
+        if IMPORTED in given:
+            raise InvalidSpecError("its networks were imported; how they were trained, and on what data, is not known")
         known = {f.name for f in dataclasses.fields(cls)}
         for key in given:
             _check_known("field of a spec", key, known)

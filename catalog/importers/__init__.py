@@ -14,25 +14,25 @@ from typing import Any
 import polars as pl
 
 from catalog.errors import SourceError, unknown_name
-from catalog.importers.folder import folder
+from catalog.importers.folder import from_folder
 from catalog.importers.found import NO_LAYOUT, DoesNotFitError, Found, Options
-from catalog.importers.hugging_face import hugging_face
+from catalog.importers.hugging_face import from_hub
 from catalog.importers.pickles import Pickles
-from catalog.importers.ray_tune import ray_tune
-from catalog.importers.small_cnn import small_cnn
-from catalog.importers.writer import Part, bytes_of, memory_of, plan, write
+from catalog.importers.ray_tune import from_ray
+from catalog.importers.small_cnn import from_small_cnn
+from catalog.importers.writer import Part, bytes_of, check_memory, memory_of, plan, write
+from catalog.record import IMPORTED
 from catalog.store import Zoo, open_zoo
 from catalog.table import rebuild_table
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # In this order they are tried: a folder of anything comes last.
 IMPORTERS: dict[str, Callable[[Any, Options, Pickles], Found]] = {
-    "small_cnn": small_cnn,
-    "ray": ray_tune,
-    "hf": hugging_face,
-    "folder": folder,
+    "small_cnn": from_small_cnn,
+    "ray": from_ray,
+    "hf": from_hub,
+    "folder": from_folder,
 }
-FAMILY = "imported"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def import_zoo(
         found = describe(source, format, chosen, pickles)
         where = _label(source)
         architecture: dict[str, Any] = {
-            "family": FAMILY,
+            "family": IMPORTED,
             "numbers": {},
             "input_shape": None if input_shape is None else list(input_shape),
             "num_classes": num_classes,
@@ -117,6 +117,7 @@ def import_zoo(
         dtype, parts = plan(found, architecture)
         if dry_run:
             return _preview(os.fspath(target), found, dtype, parts)
+        check_memory(parts)
         info = {
             "source": description or where,
             "format": found.format,
@@ -125,7 +126,7 @@ def import_zoo(
             "members": len(_real(found.members)),
             "notes": [*found.notes, *_rounding(found, dtype)],
         }
-        spec = {FAMILY: {"format": found.format, "source": where}}
+        spec = {IMPORTED: {"format": found.format, "source": where}}
         zoo = write(target, name or where[:200], found, parts, info, spec, progress, **(storage_options or {}))
     rebuild_table(zoo)
     return _report(open_zoo(target, **(storage_options or {})), found, dtype, parts)

@@ -32,14 +32,14 @@ AT_EPOCH = re.compile(r"(?P<run>.*?)[-_. ]*(?:epoch|step|ckpt|checkpoint)[-_=. ]
 RUNS, EPOCHS = ("run", "run_id", "lineage", "trial", "model", "model_id"), ("epoch", "step", "checkpoint")
 
 
-def folder(source: Any, options: Options, pickles: Pickles) -> Found:
+def from_folder(source: Any, options: Options, pickles: Pickles) -> Found:
     """Every file of weights below a folder; a table's column that names files joins its other columns."""
     place = local_folder(source, "a folder of weights")
-    names = list(place.files())
+    skipped: list[tuple[str, str]] = []
+    names = list(place.files(skipped))
     weights = [name for name in names if name.suffix in WEIGHTS]
     if not weights:
         raise DoesNotFitError(f"there are no files {', '.join(WEIGHTS)}")
-    skipped: list[tuple[str, str]] = []
     table = _table(place, names, weights, options, skipped)
     own, columns, remarks = (
         _from_names(weights) if table is None else _from_table(place, weights, table, options, skipped)
@@ -49,8 +49,10 @@ def folder(source: Any, options: Options, pickles: Pickles) -> Found:
         if not row["reason"]:
             row |= _looked_at(place, row["source"], layouts, notes, pickles)
     taken = {row["source"] for row in own}
-    known = {name.as_posix() for name in weights} | {"" if table is None else table[0]}
-    skipped += [(str(name), "no file of weights") for name in names if name.as_posix() not in known | taken]
+    known = (
+        {name.as_posix() for name in weights} | taken | {name for name, _ in skipped} | set(table[:1] if table else ())
+    )
+    skipped += [(str(name), "no file of weights") for name in names if name.as_posix() not in known]
     sources = [row["source"] for row in own]
 
     def load(at: int) -> Tensors:
@@ -167,7 +169,7 @@ def _from_table(
         epoch_column = None
     own, kept, seen, named = [], [], set(), set()
     for number, row in enumerate(table.iter_rows(named=True)):
-        called = _key(row[column])
+        called = "" if row[column] is None else _key(row[column])
         file = known.get(called)
         reason = "" if file else _why_not(place, called, called in known)
         source = file.as_posix() if file else f"{called[:200]} (row {number} of {name})"

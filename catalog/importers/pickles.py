@@ -20,7 +20,7 @@ from catalog.importers.tensors import TensorFile, as_array, make_layout, new_nam
 from catalog.record import strict_json
 from weightspace.layout import Layout
 
-ANSWER_BYTES = 64 << 20  # of the JSON of an answer
+ANSWER_BYTES = 8 << 20  # of the JSON of an answer
 START = 120.0  # seconds that importing torch may take
 WORKER = Path(__file__).with_name("pickle_worker.py")
 # Nothing of our environment but what Python and the linker need: it may hold keys.

@@ -29,7 +29,7 @@ LAYOUT = "layout.csv"
 INTERNAL = ("laststep",)
 
 
-def small_cnn(source: Any, options: Options, pickles: Pickles) -> Found:
+def from_small_cnn(source: Any, options: Options, pickles: Pickles) -> Found:
     """Rows of `weights.npy` with their metrics; `modeldir` names the run, `step` the epoch."""
     place = local_folder(source, "the Small CNN Zoo")
     weights_name, metrics_name = (_first(place, names) for names in (WEIGHTS, METRICS))
@@ -85,11 +85,11 @@ def _first(place: Place, names: tuple[str, ...]) -> str:
 
 def _matrix(place: Place, name: str) -> np.ndarray:
     try:
-        matrix = np.load(place.file(name), mmap_mode="r", allow_pickle=False)
+        matrix = np.lib.format.open_memmap(place.file(name), mode="r")  # which takes no pickles
     except (ValueError, OSError, EOFError, BrokenError) as error:
         raise SourceError(f"{name} is no matrix of weights: {brief(error)}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
-        raise SourceError(f"{name} must be a matrix of floats, (networks, weights); got {brief(matrix.shape)}")
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
+        raise SourceError(f"{name} must be a matrix of floats, (networks, weights); got {matrix.shape}")
     return matrix
 
 

@@ -16,7 +16,7 @@ from catalog.record import brief, strict_json
 from weightspace.arrays import FLOATS, INTEGERS
 from weightspace.layout import Layout
 
-HEADER_BYTES = 100 << 20  # of a safetensors file, the limit of that library
+HEADER_BYTES = 4 << 20  # of a safetensors file: 25,000 tensors. More could become gigabytes of Python objects
 PREFIXES = ("module.", "_orig_mod.")  # put before every name by wrappers for many devices, and by compiling
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 KINDS = {"BOOL": "bool", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -179,11 +179,14 @@ def _is_buffer(name: str, dtype: str) -> bool:
 def plain_names(names: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Name in the file -> name without the prefix that all have, and a note on that."""
     out, notes = {name: name for name in names}, []
-    for prefix in PREFIXES:
-        if out and all(name.startswith(prefix) and len(name) > len(prefix) for name in out.values()):
-            out = {old: name.removeprefix(prefix) for old, name in out.items()}
-            notes.append(f"the prefix {prefix!r} was taken from all names")
+    while prefix := next((p for p in PREFIXES if out and all(_longer(name, p) for name in out.values())), ""):
+        out = {old: name.removeprefix(prefix) for old, name in out.items()}
+        notes.append(f"the prefix {prefix!r} was taken from all names")
     return out, tuple(notes)
+
+
+def _longer(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and len(name) > len(prefix)
 
 
 def new_name(name: str, names: Mapping[str, str]) -> str:

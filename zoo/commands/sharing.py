@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.commands.shared import Json, Quiet, Storage, ZooArgument, console, errors, kept, settings_of
+from zoo.commands.shared import Json, MetricsAt, Quiet, Storage, ZooArgument, console, errors, kept, names, settings_of
+
+if TYPE_CHECKING:
+    from catalog.pull import Pulled
+
+DAY = 86400.0
 
 Registry = Annotated[
     str | None, typer.Option("--registry", help="A registry file or URL; WEIGHTSCAPE_REGISTRY when left out.")
@@ -107,15 +112,15 @@ def pull(
     """Copy the shards that a query needs; the copy is a zoo that verifies. The same command resumes."""
     with errors(as_json):
         from catalog.pull import pull as work
-
         from zoo.bars import transferring
         from zoo.sizes import size
 
-        def on_cost(cost: Any) -> None:
+        def on_cost(cost: Pulled) -> None:
             if not (quiet or as_json):
-                have = f", {size(cost.cached_bytes)} of them in the cache" if cost.cached_bytes else ""
-                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files"
-                console().print(f"{what}, {size(cost.bytes)}{have}", highlight=False, soft_wrap=True)
+                have = f", {size(cost.from_cache)} of them in the cache" if cost.from_cache else ""
+                there = f"; {cost.there} files are there" if cost.there else ""
+                what = f"{cost.rows} rows in {len(cost.shards)} shards: {cost.files} files, {size(cost.bytes)}"
+                console().print(f"{what}{have}{there}", highlight=False, soft_wrap=True)
 
         with (
             transferring("pulling", console(), quiet or as_json) as progress,
@@ -131,9 +136,10 @@ def pull(
                 **settings_of(storage or []),
             )
         if as_json:
-            print(json.dumps(made.to_json()))
+            names = ("url", "dest", "rows", "shards", "files", "bytes", "from_cache", "there", "seconds")
+            print(json.dumps({name: getattr(made, name) for name in names} | {"dry_run": dry_run}))
         elif not (quiet or dry_run):
-            print(f"{dest}: {made.shards} shards, {made.files} files, {size(made.bytes)}; read it like any zoo")
+            print(f"{dest}: {len(made.shards)} shards pulled; read it like any zoo")
 
 
 def listing(
@@ -147,6 +153,49 @@ def listing(
         from zoo.printing import print_rows
 
         print_rows(catalog.list(pattern, registry=registry), "json" if as_json else "table")
+
+
+def register(
+    name: Annotated[str, typer.Argument(help="Of the zoo, in lower-case letters, digits and -.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="As in 1.2.0; 1.3.0-rc1 is a pre-release.", show_default=False)],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where it is published.", show_default=False)],
+    registry: Registry = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add a published zoo to a local registry file, with its digest and licence."""
+    with errors(as_json):
+        import catalog
+
+        entry = catalog.register(name, version, url, registry, **settings_of(storage or []))
+        if as_json:
+            print(
+                json.dumps(
+                    {"name": entry.name, "version": str(entry.version), "url": entry.url, "digest": entry.digest}
+                )
+            )
+        elif not quiet:
+            print(f"{entry.name} {entry.version}: {entry.url}, tree {entry.digest}")
+
+
+def retract(
+    name: Annotated[str, typer.Argument(help="Of the zoo.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="The one to retract.", show_default=False)],
+    reason: Annotated[str, typer.Argument(help="Why, for those who meet it.", show_default=False)],
+    registry: Registry = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say in a local registry file that a version should not be used any more, and why."""
+    with errors(as_json):
+        import catalog
+
+        entry = catalog.retract(name, version, reason, registry)
+        if as_json:
+            print(json.dumps({"name": entry.name, "version": str(entry.version), "retracted": reason}))
+        elif not quiet:
+            print(f"{entry.name} {entry.version}: retracted, {reason}")
 
 
 def importing(
@@ -229,8 +278,10 @@ def explore(
 def split(
     zoo: ZooArgument,
     fractions: Annotated[str, typer.Option(help="Train, validation and test.")] = "0.8,0.1,0.1",
-    by: Annotated[str, typer.Option(help="Column whose values stay together.")] = "run",
+    by: Annotated[str, typer.Option(help="Columns whose values stay together, by commas.")] = "run",
+    stratify: Annotated[str | None, typer.Option(help="Columns with like shares in each, by commas.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+    metrics_at: MetricsAt = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -243,7 +294,13 @@ def split(
             shares = tuple(float(share) for share in fractions.split(","))
         except ValueError as error:
             raise QueryError(f"--fractions takes numbers such as 0.8,0.1,0.1, got {fractions!r}") from error
-        rows = catalog.split(zoo, fractions=shares, seed=seed, by=by)
+        rows = catalog.split(
+            catalog.open(zoo, metrics_at=metrics_at),
+            fractions=shares,
+            seed=seed,
+            by=names(by) or (),
+            stratify=names(stratify),
+        )
         counts = dict(rows.unique("run")["split"].value_counts().sort("split").iter_rows())
         if as_json:
             print(json.dumps(counts))
@@ -264,12 +321,14 @@ def cache(
 
         if action not in ("info", "clear"):
             raise unknown_name("action", action, ("info", "clear"))
-        freed = kept_files.clear(older_than) if action == "clear" else 0
+        age = None if older_than is None else older_than * DAY
+        files, freed = kept_files.clear(age) if action == "clear" else (0, 0)
         left = kept_files.size()
         if as_json:
             print(json.dumps({"folder": str(kept_files.root()), "bytes": left, "freed": freed}))
         else:
-            print(f"{kept_files.root()}: {size(left)}" + (f", {size(freed)} freed" if action == "clear" else ""))
+            gone = f", {files} files with {size(freed)} removed" if action == "clear" else ""
+            print(f"{kept_files.root()}: {size(left)}{gone}")
 
 
 COMMANDS = {
@@ -277,6 +336,8 @@ COMMANDS = {
     "serve": serve,
     "pull": pull,
     "list": listing,
+    "register": register,
+    "retract": retract,
     "import": importing,
     "explore": explore,
     "split": split,
