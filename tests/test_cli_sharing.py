@@ -24,6 +24,8 @@ def call(*arguments: object) -> Result:
 def said(*arguments: object) -> str:
     """What a command that succeeds prints."""
     done = call(*arguments)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -71,7 +73,7 @@ def test_publish_query_pull_verify(zoo: Path, tmp_path: Path) -> None:
     priced = told("pull", there, tmp_path / "part.zoo", "--where", "accuracy > 0.4", "--dry-run")
     assert not (tmp_path / "part.zoo").exists()
     pulled = told("pull", there, tmp_path / "part.zoo", "--where", "accuracy > 0.4")
-    assert pulled["shards"] == [["net", 1]]
+    assert pulled["parts"] == [["net", 1]]
     assert pulled["bytes"] == priced["bytes"]
     assert pulled["rows"] == len(local)
     assert "sound" in said("verify", tmp_path / "part.zoo")

@@ -117,9 +117,9 @@ def pull(
 
         def on_cost(cost: Pulled) -> None:
             if not (quiet or as_json):
-                have = f", {size(cost.from_cache)} of them in the cache" if cost.from_cache else ""
+                have = f", {size(cost.cached_bytes)} of them in the cache" if cost.cached_bytes else ""
                 there = f"; {cost.there} files are there" if cost.there else ""
-                what = f"{cost.rows} rows in {len(cost.shards)} shards: {cost.files} files, {size(cost.bytes)}"
+                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files, {size(cost.bytes)}"
                 console().print(f"{what}{have}{there}", highlight=False, soft_wrap=True)
 
         with (
@@ -136,10 +136,9 @@ def pull(
                 **settings_of(storage or []),
             )
         if as_json:
-            names = ("url", "dest", "rows", "shards", "files", "bytes", "from_cache", "there", "seconds")
-            print(json.dumps({name: getattr(made, name) for name in names} | {"dry_run": dry_run}))
+            print(json.dumps(made.to_json() | {"dry_run": dry_run}))
         elif not (quiet or dry_run):
-            print(f"{dest}: {len(made.shards)} shards pulled; read it like any zoo")
+            print(f"{dest}: {made.shards} shards pulled; read it like any zoo")
 
 
 def listing(
