@@ -338,7 +338,8 @@ class Zoo:
         for number, name in names.items():
             if not name:
                 raise MissingDataError(
-                    f"shard {number} of {variant.name} in {self.url} is not built yet; run the build to its end"
+                    f"shard {number} of {variant.name} in {self.url} is not built yet, or not in this slice; run the "
+                    "build to its end, or `weightscape pull` these rows"
                 )
         kept = self._reader.shards
         loaded: dict[str, Shard] = {}
