@@ -173,6 +173,13 @@ def test_few_models_fit_when_they_have_many_tensors(zoo: catalog.Zoo, monkeypatc
     assert len(json.dumps(weights)) < 2000 + 1000
 
 
+def test_a_page_never_holds_more_rows_than_a_browser_bears(zoo: catalog.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.explorer.MOST_ROWS", 10)
+    table = content_of(zoo, models=0)["table"]
+    assert (table["rows"], table["runs"], table["all_rows"], table["all_runs"]) == (9, 3, 72, 24)
+    assert all(len(decoded(column, 9)) == 9 for column in table["columns"])
+
+
 def test_batches_of_any_size_give_the_same(zoo: catalog.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = content_of(zoo)["weights"]
     monkeypatch.setattr("catalog.explorer.weights.MEMORY", 120)  # three rows
