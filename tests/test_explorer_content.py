@@ -22,6 +22,7 @@ from catalog.explorer.about import place_of
 from catalog.explorer.charts import charts
 from catalog.explorer.columns import encode_columns
 from catalog.explorer.page import as_json, page
+from tests.browser import chromium
 from tests.catalog_zoos import create, fill
 from tests.catalog_zoos import write as write_shard
 from tests.explorer_zoos import HOSTILE, awkward, many
@@ -224,3 +225,16 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InvalidSpecError, match=r"weightscape\[explore\]"):
         explore(tmp_path, tmp_path / "out.html")
     charts.cache_clear()
+
+
+def test_no_browser_is_a_failure_in_ci_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("WEIGHTSCAPE_CHROMIUM", raising=False)
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="no Chromium"):
+        chromium()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="no Chromium"):
+        chromium()
+    monkeypatch.setenv("WEIGHTSCAPE_CHROMIUM", "/somewhere/chromium")
+    assert chromium() == "/somewhere/chromium"
