@@ -274,14 +274,14 @@ def test_cells_of_bins_hold_their_models(browser: Any, page: Path, monkeypatch: 
     many_values = page.parent / "bins.zoo"
     rows = pl.DataFrame(
         {
-            "variant": ["net"] * 60,
-            "run": [f"r{number}" for number in range(60)],
-            "epoch": [1] * 60,
-            "status": ["ok"] * 60,
-            "reason": [""] * 60,
-            "stored": [True] * 60,
-            "rate": [1e-5 * 1.26**number for number in range(60)],
-            "width": [number % 2 for number in range(60)],
+            "variant": ["net"] * 61,
+            "run": [f"r{number}" for number in range(61)],
+            "epoch": [1] * 61,
+            "status": ["ok"] * 61,
+            "reason": [""] * 61,
+            "stored": [True] * 61,
+            "rate": [float(f"{10 ** (number / 10 - 5):.3g}") for number in range(61)],  # some on edges
+            "width": [number % 2 for number in range(61)],
         }
     )
     store(many_values, rows)
