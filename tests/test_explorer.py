@@ -288,12 +288,14 @@ def test_cells_of_bins_hold_their_models(browser: Any, page: Path, monkeypatch: 
     made = explore(many_values, page.parent / "bins.html")
     with opened(browser, made) as tab:
         assert "bins" in text_of(tab, "#map-note")
-        tab.evaluate("document.getElementById('map-cells').open = true")
+        tab.select_option("#map-value", "(runs)")
         seen: list[tuple[str, str]] = []
         for place in [one.get_attribute("data-cell") for one in tab.locator("#map-cells [data-cell]").all()]:
             tab.evaluate("(place) => document.querySelector(`#map-cells [data-cell='${place}']`).click()", place)
-            assert tab.locator(f'#map-cells [data-cell="{place}"]').get_attribute("aria-pressed") == "true"
+            cell = tab.locator(f'#map-cells [data-cell="{place}"]')
+            assert cell.get_attribute("aria-pressed") == "true"
             found = keys_of(tab)
+            assert len(found) == int(cell.text_content())
             assert found == keys(in_python(tab))
             seen += found
         assert sorted(seen) == sorted(keys(rows))
