@@ -347,11 +347,13 @@ class Folder:
         doing = f"writing {name} ({len(data):,} bytes) of the zoo {self.url}"
         try:
             with self._refusals(doing):
+                if not self.local:
+                    self.fs.invalidate_cache()  # some look into listings from before
                 try:
                     write_durably(path, data, new=True) if self.local else self.fs.pipe_file(path, data, mode="create")
                 except Exception as error:
-                    if self.exists(name):  # it may be ours: an answer was lost, and the request sent again
-                        return self.read(name) == data
+                    with contextlib.suppress(FileNotFoundError):  # raised when it is not there: this is another error
+                        return self.read(name) == data  # ours if an answer was lost, and the request sent again
                     if self.local or not _unconditional(error):
                         raise
                     self.fs.pipe_file(path, data)

@@ -605,6 +605,31 @@ def test_who_writes_the_pointer_last_has_seen_all(
     assert "# other\n" in (tmp_path / "to/README.md").read_text()
 
 
+def test_two_publish_on_s3_at_once(tmp_path: Path, bucket: str, s3_options: dict[str, Any]) -> None:
+    made = {name: fill(tmp_path / name, net(models=2), name=name, seed=seed) for seed, name in enumerate("ab")}
+    with ThreadPoolExecutor(2) as pool:
+        options = [{**s3_options, "default_block_size": 5 << 20 | number} for number in range(2)]  # a client each
+        done = list(pool.map(lambda name, how: publish(made[name][0], bucket, **how), made, options))
+    assert {one.version for one in done} == {1, 2}
+    for one in done:
+        check_reads(catalog.open(f"{bucket}/versions/{one.version}.json", **s3_options), made[one.manifest.name][1])
+    newest = catalog.open(bucket, **s3_options).folder.manifest
+    assert newest in [one.manifest for one in done]
+    assert newest
+    assert newest.version == 2
+
+
+def test_a_listing_from_before_does_not_hide_what_others_wrote(bucket: str, s3_options: dict[str, Any]) -> None:
+    mine = Folder.at(bucket, **s3_options)
+    other = Folder.at(bucket, **s3_options, skip_instance_cache=True)  # as in another process
+    assert mine.write_new("versions/1.json", b"1")
+    assert mine.files("versions") == ["versions/1.json"]
+    assert other.write_new("versions/2.json", b"other")
+    assert not mine.write_new("versions/2.json", b"mine")
+    assert mine.read("versions/2.json") == b"other"
+    assert mine.files("versions") == ["versions/1.json", "versions/2.json"]
+
+
 PUBLISHER = """
 import sys
 import catalog
