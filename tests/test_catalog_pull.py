@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def test_a_whole_zoo_from_anywhere_is_the_same_zoo(
 ) -> None:
     zoo, truth, published = made
     digests = set()
-    for at, url in enumerate((zoo.url, published, pub[0], f"{pub[0]}/versions/1.json", f"file://{published}")):
+    sources: list[Any] = [zoo.url, published, pub[0], f"{pub[0]}/versions/1.json", f"file://{published}"]
+    for at, url in enumerate(sources):
         found = pull(url, tmp_path / f"{at}.zoo")
         assert found.zoo is not None
         check_reads(found.zoo, truth)
@@ -225,10 +228,15 @@ def test_damage_at_the_source_stops_it_and_leaves_nothing(
 ) -> None:
     base = next(path for path in (tmp_path / "pub").iterdir() if len(path.name) == 12)
     shutil.copytree(made[0].url, tmp_path / "zoo")
-    sources = {pub[0]: base, os.fspath(tmp_path / "pub"): base, os.fspath(tmp_path / "zoo"): tmp_path / "zoo"}
-    sources[f"{pub[0].rsplit('/', 1)[0]}/zoo"] = tmp_path / "zoo"
-    for at, (url, folder) in enumerate(sources.items()):
-        for damage, error in (("flip", CorruptError), ("cut", CorruptError), ("gone", MissingDataError)):
+    bare, errors = tmp_path / "zoo", {"flip": CorruptError, "cut": CorruptError, "gone": MissingDataError}
+    cases: list[tuple[Any, Path, tuple[str, ...]]] = [
+        (pub[0], base, ("flip", "cut", "gone")),
+        (tmp_path / "pub", base, ("flip",)),
+        (bare, bare, ("cut", "gone")),
+        (f"{pub[0].rsplit('/', 1)[0]}/zoo", bare, ("flip",)),
+    ]
+    for at, (url, folder, damages) in enumerate(cases):
+        for damage in damages:
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
             target = folder / "weights/net/c/1/0/0"
             good = target.read_bytes()
@@ -237,7 +245,7 @@ def test_damage_at_the_source_stops_it_and_leaves_nothing(
                 target.unlink()
             else:
                 target.write_bytes(good[:-1] if damage == "cut" else bytes([good[0] ^ 1]) + good[1:])
-            with pytest.raises(error, match="weights/net/c/1/0/0"):
+            with pytest.raises(errors[damage], match="weights/net/c/1/0/0"):
                 pull(url, dest)
             assert not (dest / "weights/net/c/1/0/0").exists()
             assert not (dest / "index").exists()
@@ -445,15 +453,23 @@ def test_eight_processes_share_one_transfer(
     assert all(catalog.verify(tmp_path / f"{at}.zoo").ok for at in (0, 7))
 
 
-def test_two_queries_at_once_into_one_folder(pub: tuple[str, Server], tmp_path: Path) -> None:
-    code = "import sys, catalog; sys.stdin.read(); catalog.pull(*sys.argv[1:3], where=sys.argv[3])"
+def test_two_queries_at_once_into_one_folder(
+    made: tuple[Zoo, Truth, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each adds its shards to the slice that it found: without a lock, both would find none."""
+    module = sys.modules["catalog.pull"]
+    real, meeting = module._before, threading.Barrier(2)
+
+    def slowly(zoo: Zoo) -> Slice | None:
+        found: Slice | None = real(zoo)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(1)  # where they exclude each other, the first waits in vain
+        return found
+
+    monkeypatch.setattr(module, "_before", slowly)
     queries = [f"variant = 'long' and model = {model}" for model in (0, 2)]
-    start: Any = functools.partial(subprocess.Popen, cwd=ROOT, stdin=subprocess.PIPE)
-    running = [start([sys.executable, "-c", code, pub[0], tmp_path / "one.zoo", where]) for where in queries]
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.close()
-    assert [process.wait(timeout=120) for process in running] == [0] * 2
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda where: pull(made[2], tmp_path / "one.zoo", where=where), queries))
     zoo = catalog.open(tmp_path / "one.zoo")
     known = read_slice(zoo.folder, zoo.record)
     assert known is not None

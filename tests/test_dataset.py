@@ -214,6 +214,29 @@ def test_what_travels_to_a_worker_is_small_and_opens_there(zoo: Zoo, tmp_path: P
     assert torch.equal(back[3][0], found[3][0])
 
 
+def test_a_stream_gives_every_row_once_in_the_order_of_seed_and_epoch(zoo: Zoo) -> None:
+    found = catalog.dataset(zoo, nets(zoo), target="accuracy", normalise="standard", dtype="float64")
+    samples = {weights.numpy().tobytes(): target.item() for weights, target in DataLoader(found, batch_size=None)}
+    stream: Any = found.stream(8, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        batches = list(DataLoader(stream, batch_size=None))
+        assert [len(weights) for weights, _ in batches] == [8] * (len(found) // 8) + [len(found) % 8]
+        pairs = [
+            (w.numpy().tobytes(), t.item()) for weights, target in batches for w, t in zip(weights, target, strict=True)
+        ]
+        assert dict(pairs) == samples
+        assert len(pairs) == len(found)
+        orders.append([key for key, _ in pairs])
+    assert orders[0] == orders[2] != orders[1]
+    parts = [torch.cat([w for w, _ in found.stream(8, seed=3, part=(part, 3))]) for part in range(3)]
+    assert {w.numpy().tobytes() for w in torch.cat(parts)} == set(samples)
+    assert sum(map(len, parts)) == len(found)
+    plain = torch.cat([weights for weights, _ in found.stream(8, shuffle=False)])
+    np.testing.assert_array_equal(plain.numpy(), found.read(np.arange(len(found))))
+
+
 def test_two_workers_that_spawn_give_what_one_process_gives(zoo: Zoo) -> None:
     found = catalog.dataset(zoo, nets(zoo), target="width", normalise="layer", transform=torch.neg)
     expected = [(weights, target) for weights, target in DataLoader(found, batch_size=16)]
@@ -224,3 +247,13 @@ def test_two_workers_that_spawn_give_what_one_process_gives(zoo: Zoo) -> None:
         for (weights, target), (right, wanted) in zip(epoch, expected, strict=True):
             assert torch.equal(weights, right)
             assert torch.equal(target, wanted)
+    stream: Any = found.stream(8)
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=2, multiprocessing_context="spawn", persistent_workers=True
+    )
+    rows = []
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        rows.append([row.numpy().tobytes() for weights, _ in loader for row in weights])
+    assert sorted(rows[0]) == sorted(rows[1]) == sorted(row.numpy().tobytes() for row, _ in found)
+    assert rows[0] != rows[1]
