@@ -120,7 +120,8 @@ class Folder:
                 online(self.url)
                 return bytes(self.fs.cat_file(self.path(name), limit=limit))
             if self.local:
-                if limit is not None and (found := self.size(name)) > limit:
+                found = self.size(name)  # which refuses pipes and devices: they would give bytes, or wait, for ever
+                if limit is not None and found > limit:
                     raise _too_long(name, self.url, found, limit)
                 return Path(self.path(name)).read_bytes()
             online(self.url)
@@ -135,7 +136,10 @@ class Folder:
         path = self.path(entry.path)
         if not self.local:
             return cache.read(self.fs, path, entry, self.url)
-        data = Path(path).read_bytes()
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a file")
+        data = Path(path).read_bytes() if found.st_size == entry.size else b""
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CorruptError(f"{entry.path} of {self.url} is not what its manifest says; restore it from a copy")
         return data
@@ -176,10 +180,12 @@ class Folder:
     def _from_cache(self, wanted: Sequence[Range], found: list[Any]) -> list[int]:
         """Whole files, fetched where they are not there, and ranges of those that are; which ranges are left."""
         left, whole = [], []
+        ranged = {name for name, start, stop in wanted if start is not None or stop is not None}
+        here = {name: cache.checked(self._entry(name)) for name in ranged}
         for at, (name, start, stop) in enumerate(wanted):
             if start is None and stop is None:
                 whole.append(at)
-            elif path := cache.checked(self._entry(name)):
+            elif path := here[name]:
                 found[at] = _part(path, start, stop)
             else:
                 left.append(at)
@@ -393,11 +399,6 @@ class Folder:
             raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
 
-def _unconditional(error: Exception) -> bool:
-    """Whether a store says that it knows no conditional PUT."""
-    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
-
-
 def _part(path: Path, start: int | None, stop: int | None) -> bytes:
     with open(path, "rb") as file:
         file.seek(start or 0)
@@ -406,6 +407,11 @@ def _part(path: Path, start: int | None, stop: int | None) -> bytes:
 
 def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
     return FormatError(f"{name} of {url} has {size:,} bytes, more than the {limit:,} allowed")
+
+
+def _unconditional(error: Exception) -> bool:
+    """Whether a store says that it knows no conditional PUT."""
+    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
 
 
 def online(url: str) -> None:

@@ -81,6 +81,8 @@ def publish(
         progress: called with (bytes done, bytes in all).
         storage_options: for fsspec, of whichever side is remote.
 
+    On hf:// every file would be a commit of its own: publish to a folder here and upload that folder, which is one.
+
     Two publishers at once get two versions. Two that publish different builds of one `zoo.json` for the first time at
     once are not kept apart: build elsewhere under another name.
 

@@ -33,7 +33,8 @@ from catalog.record import FORMAT, Record, Variant, brief
 from catalog.shards import Shard
 
 TOGETHER = 64 << 20  # bytes fetched side by side, and held in memory
-FREE = 256 << 10  # bytes of other columns that may come with those wanted, to save requests
+FREE = 512 << 10  # bytes of other columns that may come with those wanted, to save requests
+WAIT = 1 << 20  # bytes of columns that are asked for only when it is known which row groups match a filter
 DECODED = 1 << 17  # rows decoded at once, unless a row group has more
 Key = tuple[str, int]  # a column, and the number of a row group
 
@@ -155,7 +156,8 @@ class Catalog:
         if predicate is None and limit is not None:
             groups = groups[: bisect_left(list(accumulate(self.columns.groups)), limit) + 1]
         with self._open() as file:
-            if predicate is not None and len(groups) > 1 and set(needed) > set(tested):
+            others = [self.columns.chunks[name][group] for name in needed if name not in tested for group in groups]
+            if predicate is not None and tested and len(groups) > 1 and sum(chunk.size for chunk in others) > WAIT:
                 groups = self._matching(file, predicate, [name for name in needed if name in tested], groups)
             file.fill((name, group) for name in needed for group in groups)
             for run in [*self._runs(groups), range(0)]:  # the last, so that there is a table where nothing matches
@@ -303,7 +305,7 @@ class Sparse:
         for at in range(first, len(self.chunks)):
             chunk, key = self.chunks[at]
             begin = chunk.offset - start
-            if begin > len(data):
+            if begin > len(data) and key not in wanted:
                 break
             part = data[begin : begin + chunk.size]
             if len(part) == chunk.size and hashlib.sha256(part).hexdigest()[:32] == chunk.digest:

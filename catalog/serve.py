@@ -296,8 +296,8 @@ class _Site:
         title = html.escape("/".join(parts) or os.path.basename(self.root) or "/")
         # the base makes the links right also without a slash at the end of the address, and saves a redirect
         return (
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><base href="{here}"><title>{title}</title>'
-            f"</head>\n<body><h1>{title}</h1>\n<ul>\n{links}\n</ul></body></html>\n"
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><base href="{here}">'
+            f"<title>Index of {title}</title></head>\n<body><h1>{title}</h1>\n<ul>\n{links}\n</ul></body></html>\n"
         )
 
     def _shown(self, entry: os.DirEntry[str], top: bool) -> bool:

@@ -178,7 +178,7 @@ class Web:
 
     async def _listed(self, session: aiohttp.ClientSession, path: str) -> list[str]:
         folder = f"{path.rstrip('/')}/"
-        page = await Transfer(folder, None, None, PAGE, page=True).run(self, session)
+        page = await Transfer(folder, None, None, min(PAGE, self.limit), page=True).run(self, session)
         found = listed_in(page, folder)
         if not found and not says_it_lists(page):
             raise FormatError(

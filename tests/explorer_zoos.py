@@ -25,6 +25,7 @@ HOSTILE = (
     "{{7*7}} %%data%% <!-- ${x}",
     "new\nline, comma",
 )
+ODD = "select </script> \"'\u202e\\]"  # the name of a column; the format allows any
 LAYOUT = Layout(
     ("w</script>", "b", "mean", "empty"),
     ((2, 3), (2,), (2,), (0,)),
@@ -87,6 +88,7 @@ def awkward(path: Path) -> Zoo:
                         "test_accuracy": None if bad else round(0.1 + 0.07 * place + 0.002 * epoch, 3),
                         "far": math.inf if count == 3 else -math.inf if count == 4 else 1e300 * count,
                         "nothing": None,
+                        ODD: count % 3,
                     }
                 )
     dtypes = {"single": pl.Float32, "small": pl.UInt8, "large": pl.Int64, "nothing": pl.Float64}

@@ -39,6 +39,7 @@ class FaultyServer(ThreadingHTTPServer):
         where: pattern of the paths that have it.
         left: answers that have it still, a negative number for all.
         requests: (method, path, Range header) of all.
+        delay: seconds before each answer.
         sent: bytes of bodies.
         seen: headers of the last request.
         busy, most: requests being answered now, and the most that ever were.
@@ -46,7 +47,7 @@ class FaultyServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    fault, where, left = "", "", -1
+    fault, where, left, delay = "", "", -1, 0.0
     other: FaultyServer
 
     def __init__(self, folder: Path) -> None:
@@ -99,6 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         server = self.server
+        time.sleep(server.delay)
         answer = self.right(self.path.removeprefix("/moved"))
         fault = server.takes_fault(self.path)
         if fault and not (self.command == "HEAD" and fault in BODIES):
@@ -190,6 +192,12 @@ def chunked_and_cut(handler: Handler, answer: Answer) -> None:
     handler.close_connection = True
 
 
+def chunked_and_short(handler: Handler, answer: Answer) -> None:
+    handler.send(replace(answer, body=b"").but(transfer_encoding="chunked"))
+    data = answer.body[: half(answer)]
+    handler.put((b"%x\r\n" % len(data) + data + b"\r\n" if data else b"") + b"0\r\n\r\n")
+
+
 def another_file(handler: Handler, answer: Answer) -> None:
     """Each answer is of a file with another etag, and ends early."""
     answer = answer.but(etag=f'"{time.monotonic_ns()}"')
@@ -206,14 +214,22 @@ def other_range(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, status=206).but(content_range=shifted))
 
 
+def later_range(handler: Handler, answer: Answer) -> None:
+    """All of the range but its first byte, which a server may not leave out."""
+    start, stop = map(int, re.findall(r"\d+", answer.headers.get("Content-Range", "bytes 0-9/10"))[:2])
+    later = f"bytes {start + 1}-{stop}/{10**6}"
+    handler.send(replace(answer, status=206, body=answer.body[1:]).but(content_range=later))
+
+
 def no_content_range(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, status=206).but(content_range=None))
 
 
 def endless(handler: Handler, answer: Answer) -> None:
     handler.send(replace(answer, body=b"").but(transfer_encoding="chunked"))
-    while not handler.server.closing.is_set():
+    for _ in range(1 << 10):  # 64 MiB, far more than anybody takes
         handler.put(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+    handler.close_connection = True
 
 
 def drip(handler: Handler, answer: Answer) -> None:
@@ -270,6 +286,7 @@ FAULTS: dict[str, Fault] = {
     "drip": drip,
     "truncated": lambda handler, a: handler.send(a, upto=half(a), hang_up=True),
     "truncated, chunked": chunked_and_cut,
+    "short, chunked": chunked_and_short,
     "length too small": lambda handler, a: handler.send(replace(a, body=a.body[: half(a)])),
     "length too large": lambda handler, a: handler.send(a.but(content_length=str(len(a.body) + 9)), hang_up=True),
     "length in words": lambda handler, a: handler.send(a.but(content_length="many"), hang_up=True),
@@ -291,6 +308,7 @@ FAULTS: dict[str, Fault] = {
     "another file": another_file,
     "no ranges": no_ranges,
     "other range": other_range,
+    "later range": later_range,
     "no content-range": no_content_range,
     "endless": endless,
     "many headers": many_headers,
@@ -303,7 +321,9 @@ FAULTS: dict[str, Fault] = {
     "redirect to nowhere": redirect(lambda handler: "http://[::1"),
 }
 # These show in a body only: to HEAD the right answer is given.
-BODIES = frozenset({"drip", "stall", "endless", "truncated", "truncated, chunked", "another file", "not http"})
+BODIES = frozenset(
+    {"drip", "stall", "endless", "truncated", "truncated, chunked", "short, chunked", "another file", "not http"}
+)
 # After these the right bytes come when the next answer is right.
 TRANSIENT = frozenset(
     "503|503 with a date|429|500|closed|reset|reset midway|stall|silence|drip|truncated|truncated, chunked|"

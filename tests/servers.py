@@ -12,6 +12,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ class Handler(SimpleHTTPRequestHandler):
         if not path.is_file():
             return self.reply(404, b"no such page", body)
         data = path.read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = self.headers.get("Range", "")
+        if last := re.fullmatch(r"bytes=-(\d+)", asked):
+            asked = f"bytes={max(len(data) - int(last[1]), 0)}-"
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         if not wanted or mode == "no ranges":
             return self.reply(200, data, body)
         start, stop = int(wanted[1]), int(wanted[2] or len(data) - 1) + 1
@@ -63,6 +67,7 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         if body:
+            self.server.sent += len(data)
             self.wfile.write(data)
 
     def log_message(self, *args: Any) -> None:
@@ -72,6 +77,7 @@ class Handler(SimpleHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     mode = ""
     requests: list[str]
+    sent = 0  # bytes of bodies
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients hang up when they have seen enough
@@ -102,6 +108,41 @@ def s3_options() -> Iterator[dict[str, Any]]:
     host, port = server.get_host_and_port()
     yield {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s", "client_kwargs": {"region_name": "x"}}
     server.stop()
+
+
+@dataclass
+class Counted:
+    """An S3 server that counts: fsspec options for it, what was asked (GET with its query), bytes of answers."""
+
+    options: dict[str, Any]
+    requests: list[str]
+    sent: int = 0
+
+
+@pytest.fixture(scope="module")
+def counted_s3() -> Iterator[Counted]:
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    application = DomainDispatcherApplication(create_backend_app)
+    counted = Counted({"key": "k", "secret": "s", "client_kwargs": {"region_name": "x"}}, [])
+
+    def counting(environ: Any, start_response: Any) -> Iterator[bytes]:
+        counted.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        for part in application(environ, start_response):
+            counted.sent += len(part)
+            yield part
+
+    server = make_server("127.0.0.1", 0, counting, threaded=True)
+    counted.options["endpoint_url"] = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield counted
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

@@ -29,6 +29,11 @@ HOSTILE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTSCAPE_CACHE", os.fspath(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Zoo, Published]:
     folder = tmp_path_factory.mktemp("card")

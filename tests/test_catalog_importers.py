@@ -21,7 +21,7 @@ import catalog
 from catalog import grid
 from catalog.errors import SourceError, SpecMismatchError, UnknownNameError
 from catalog.export import export_safetensors
-from catalog.importers import IMPORTERS, ImportReport, import_zoo
+from catalog.importers import IMPORTERS, ImportReport, import_zoo, told
 from catalog.importers.writer import plan
 from catalog.summary import find_row, summary
 from tests.import_sources import (
@@ -275,6 +275,15 @@ def test_ray_runs_that_change_their_layout(tmp_path: Path) -> None:
     assert "in other checkpoints of the run" in reason
 
 
+def test_reports_are_told(ray: tuple[ImportReport, catalog.Zoo]) -> None:
+    text = told(ray[0], limit=1).splitlines()
+    assert text[0].endswith("12 of 14 networks stored, found as ray")
+    assert text[1].startswith("net 5 x 3 x 25 (models x checkpoints x weights), 1,500 bytes of float32")
+    assert "1 rows without a checkpoint in the source" in text
+    assert [line.split(": ")[0] for line in text[-2:]] == ["failed", "failed"]
+    assert text[-1] == "failed: and 1 more"
+
+
 # Folders
 
 
@@ -312,6 +321,19 @@ def test_folder_with_a_table_of_runs_and_epochs(tmp_path: Path) -> None:
         report.skipped
     )
     assert any("1 files are not named" in note for note in report.notes)
+
+
+def test_folder_names_that_fit_several_files(tmp_path: Path) -> None:
+    """A table may call a file by its last name, unless two have it."""
+    for number, name in enumerate(("a/net", "b/net", "b/other")):
+        save_safetensors(tmp_path / "nets" / f"{name}.safetensors", tensors(number))
+    (tmp_path / "nets" / "rows.csv").write_text("name,acc\nnet,1\nother,2\na/net,3\n")
+    report = import_zoo(tmp_path / "nets", tmp_path / "zoo")
+    ((source, reason),) = report.failed
+    assert source.startswith("net ")
+    assert "several files are called 'net'" in reason
+    rows = catalog.open(tmp_path / "zoo").scan().select("run", "acc").collect()
+    assert sorted(rows.rows()) == [("a/net", 3), ("b/net", None), ("b/other", 2)]
 
 
 def test_folder_options_are_checked(tmp_path: Path) -> None:
@@ -421,7 +443,7 @@ def test_order_and_prefix_make_no_other_architecture(tmp_path: Path) -> None:
 
 def test_roles_and_what_a_zoo_of_ours_exports(tmp_path: Path) -> None:
     """A file of `weightscape export` comes back with its tied tensors; statistics and counts are buffers."""
-    content = {**tensors(1), "tied": tensors(1)["head.weight"]}
+    content = {**tensors(1), "steps": np.array(7, np.int32), "tied": tensors(1)["head.weight"]}
     first, zoo = tmp_path / "first", tmp_path / "zoo"
     from weightspace.layout import Layout
 
@@ -435,10 +457,8 @@ def test_roles_and_what_a_zoo_of_ours_exports(tmp_path: Path) -> None:
     back = catalog.open(zoo)
     assert back.layout.aliases == (("tied", "head.weight"),)
     roles = dict(zip(back.layout.names, back.layout.roles, strict=True))
-    assert [name for name, role in roles.items() if role == "buffer"] == [
-        "norm.running_mean",
-        "norm.num_batches_tracked",
-    ]
+    buffers = {name for name, role in roles.items() if role == "buffer"}
+    assert buffers == {"norm.running_mean", "norm.num_batches_tracked", "steps"}
     check(back, {("a", 0): content})
 
 

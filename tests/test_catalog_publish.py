@@ -40,6 +40,11 @@ from tests.test_catalog_frames import aligned
 Made = tuple[Zoo, Truth]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTSCAPE_CACHE", os.fspath(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return fill(tmp_path_factory.mktemp("source") / "a zoo")
@@ -576,6 +581,28 @@ def test_of_several_writers_of_a_new_file_one_wins(request: pytest.FixtureReques
     assert not folder.write_new("versions/1.json", b"other")
     assert folder.read("versions/1.json") == data
     assert folder.files() == ["versions/1.json"]
+
+
+def test_who_writes_the_pointer_last_has_seen_all(
+    own: Zoo, source: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version is published whole between a publisher's look at the versions and its pointer."""
+    other, truth = fill(tmp_path / "other", net(models=2), name="other")
+    real = Folder.write
+    seen: list[str] = []
+
+    def write(self: Folder, name: str, data: Any) -> None:
+        if name == "manifest.json" and not seen:
+            seen.append(name)
+            assert publish(other, tmp_path / "to").version == 2
+        real(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", write)
+    assert publish(own, tmp_path / "to").version == 1
+    check_reads(catalog.open(tmp_path / "to"), truth)
+    check_reads(catalog.open(tmp_path / "to/versions/1.json"), source[1])
+    assert (tmp_path / "to/manifest.json").read_bytes() == (tmp_path / "to/versions/2.json").read_bytes()
+    assert "# other\n" in (tmp_path / "to/README.md").read_text()
 
 
 PUBLISHER = """

@@ -27,6 +27,7 @@ from tests.catalog_zoos import fill, net
 from tests.faulty import FAULTS, SLOW, TRANSIENT, FaultyServer, serving
 
 pytest.importorskip("aiohttp")
+from catalog.serve import Serving
 from catalog.web import Web
 
 ROOT = Path(__file__).parent.parent
@@ -204,6 +205,14 @@ def test_a_truncated_file_goes_on_where_it_stopped(served: tuple[FaultyServer, b
     assert server.sent == len(data)
 
 
+def test_an_answer_that_ends_well_and_early(served: tuple[FaultyServer, bytes]) -> None:
+    server, data = served
+    web, url = client(server)
+    server.go_wrong("short, chunked", left=2)
+    assert web.cat_file(url, 100, 900) == data[100:900]
+    assert [wanted for _, _, wanted in server.requests] == ["bytes=100-899", "bytes=500-899", "bytes=700-899"]
+
+
 def test_a_file_that_changes_while_it_is_read(served: tuple[FaultyServer, bytes]) -> None:
     server, data = served
     for start, stop in ((None, None), (10, 90_000)):
@@ -213,6 +222,32 @@ def test_a_file_that_changes_while_it_is_read(served: tuple[FaultyServer, bytes]
             web.cat_file(url, start, stop)
         server.go_wrong("another file", left=1)  # the second answer is of another file than the first
         assert web.cat_file(url, start, stop) == data[start:stop]
+
+
+@pytest.mark.parametrize("fault", ["other range", "later range", "no content-range", "page as range", "416"])
+def test_ranges_that_are_not_those_asked_for(fault: str, served: tuple[FaultyServer, bytes]) -> None:
+    """Told at once, not only when a digest does not fit."""
+    server, _ = served
+    web, url = client(server)
+    server.go_wrong(fault)
+    with pytest.raises(FormatError, match=r"and answered|more than was asked|without saying|web page|416"):
+        web.cat_file(url, 10, 20)
+    assert len(server.requests) == 1
+
+
+def test_no_more_bytes_than_allowed(served: tuple[FaultyServer, bytes]) -> None:
+    server, data = served
+    web, url = client(server, limit=len(data) - 1)
+    for fault in ("", "endless", "truncated"):
+        server.go_wrong(fault)
+        for call in (lambda: web.cat_file(url), lambda: web.cat_file(url, 0, None)):
+            with pytest.raises(FormatError, match="more than the 99,999 bytes allowed"):
+                call()
+    server.go_wrong("endless")
+    with pytest.raises(FormatError, match="sent more than the 10 bytes"):
+        web.cat_file(url, 10, 20)
+    server.go_wrong("")
+    assert web.cat_file(url, limit=len(data)) == data
 
 
 def test_as_many_attempts_as_allowed(served: tuple[FaultyServer, bytes]) -> None:
@@ -354,6 +389,20 @@ def test_threads_share_it(served: tuple[FaultyServer, bytes]) -> None:
 
 
 # --- listings, and what is tried again
+
+
+def test_our_own_server_is_listed(tmp_path: Path) -> None:
+    for name in ("zoo.json", "a b", "index/1", "c/d/e"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "empty").mkdir()
+    with Serving(tmp_path) as url:
+        folder = Folder.at(url)
+        assert folder.files() == ["a b", "c/d/e", "index/1", "zoo.json"]
+        assert folder.top() == ["a b", "zoo.json"]
+        assert folder.files("c") == ["c/d/e"]
+        assert folder.files("empty") == folder.files("nothing") == []
+        assert folder.fetch(["a b", "nothing"], [1, 0], [2, 5])[0] == b" "
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from catalog.explorer.about import place_of
 from catalog.explorer.charts import charts
 from catalog.explorer.columns import encode_columns
 from catalog.explorer.page import as_json, page
+from tests.browser import chromium
 from tests.catalog_zoos import create, fill
 from tests.catalog_zoos import write as write_shard
 from tests.explorer_zoos import HOSTILE, awkward, many
@@ -173,6 +174,13 @@ def test_few_models_fit_when_they_have_many_tensors(zoo: catalog.Zoo, monkeypatc
     assert len(json.dumps(weights)) < 2000 + 1000
 
 
+def test_a_page_never_holds_more_rows_than_a_browser_bears(zoo: catalog.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.explorer.MOST_ROWS", 10)
+    table = content_of(zoo, models=0)["table"]
+    assert (table["rows"], table["runs"], table["all_rows"], table["all_runs"]) == (9, 3, 72, 24)
+    assert all(len(decoded(column, 9)) == 9 for column in table["columns"])
+
+
 def test_batches_of_any_size_give_the_same(zoo: catalog.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = content_of(zoo)["weights"]
     monkeypatch.setattr("catalog.explorer.weights.MEMORY", 120)  # three rows
@@ -217,3 +225,16 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InvalidSpecError, match=r"weightscape\[explore\]"):
         explore(tmp_path, tmp_path / "out.html")
     charts.cache_clear()
+
+
+def test_no_browser_is_a_failure_in_ci_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("WEIGHTSCAPE_CHROMIUM", raising=False)
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="no Chromium"):
+        chromium()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="no Chromium"):
+        chromium()
+    monkeypatch.setenv("WEIGHTSCAPE_CHROMIUM", "/somewhere/chromium")
+    assert chromium() == "/somewhere/chromium"

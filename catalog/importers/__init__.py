@@ -132,6 +132,24 @@ def import_zoo(
     return _report(open_zoo(target, **(storage_options or {})), found, dtype, parts)
 
 
+def told(report: ImportReport, limit: int = 10) -> str:
+    """A report for people, with the first of what failed and what was passed over."""
+    verb = "can be stored" if report.dry_run else "stored"
+    variants = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in report.variants.items())
+    lines = [
+        f"{report.zoo}: {report.stored:,} of {report.members:,} networks {verb}, found as {report.format}",
+        f"{variants} (models x checkpoints x weights), {report.bytes:,} bytes of {report.dtype}, "
+        f"{report.memory:,} bytes in memory at once",
+    ]
+    if report.missing:
+        lines.append(f"{report.missing:,} rows without a checkpoint in the source")
+    lines += report.notes
+    for what, listed in (("failed", report.failed), ("passed over", report.skipped)):
+        lines += [f"{what}: {name}: {reason}" for name, reason in listed[:limit]]
+        lines += [f"{what}: and {len(listed) - limit:,} more"] if len(listed) > limit else []
+    return "\n".join(lines)
+
+
 def describe(source: Source, format: str | None, options: Options, pickles: Pickles) -> Found:
     """What the importer of a format, or the first that fits, finds; errors as for `import_zoo`."""
     if format is not None:

@@ -131,11 +131,13 @@ class Pickles:
         assert self._process is not None
         assert self._process.stdout is not None
         pipe, data = self._process.stdout.fileno(), bytearray()
+        ready = select.poll()  # not select.select, which knows the first 1024 files of a process only
+        ready.register(pipe, select.POLLIN)
         while len(data) < size:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            if not select.select([pipe], [], [], min(left, 0.2))[0]:
+            if not ready.poll(min(left, 0.2) * 1000):
                 self._watch()
                 continue
             part = os.read(pipe, min(size - len(data), 1 << 20))

@@ -60,25 +60,24 @@ def read_header(blob: Blob) -> tuple[dict[str, Entry], dict[str, str]]:
     Raises:
         BrokenError: the header is damaged, or does not fit the file.
     """
+    called = blob.name.rsplit("/", 1)[-1]  # the whole name stands beside it, in the column `source`
     head = blob.read(0, min(8, blob.size))
     length = int.from_bytes(head, "little")
     if len(head) < 8 or not 2 <= length <= min(HEADER_BYTES, blob.size - 8):
-        raise BrokenError(f"{blob.name} is no safetensors file: {blob.size:,} bytes, a header of {length:,}")
+        raise BrokenError(f"{called} is no safetensors file: {blob.size:,} bytes, a header of {length:,}")
     try:
         header = strict_json(blob.read(8, 8 + length))
         metadata = {str(k): str(v) for k, v in dict(header.pop("__metadata__", None) or {}).items()}
         entries = {name: _entry(name, value, 8 + length) for name, value in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenError(f"{blob.name} has a header that is none: {brief(error)}") from error
+        raise BrokenError(f"{called} has a header that is none: {brief(error)}") from error
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            raise BrokenError(f"{blob.name}: tensor {name[:80]!r} begins at byte {entry.start:,}, expected {end:,}")
+            raise BrokenError(f"{called}: tensor {name[:80]!r} begins at byte {entry.start:,}, expected {end:,}")
         end = entry.stop
     if end != blob.size:
-        raise BrokenError(
-            f"{blob.name} has {blob.size:,} bytes, its tensors end at {end:,}; it is cut short or damaged"
-        )
+        raise BrokenError(f"{called} has {blob.size:,} bytes, its tensors end at {end:,}; it is cut short or damaged")
     order = sorted(entries, key=lambda name: (entries[name].start, entries[name].stop))
     return {name: entries[name] for name in order}, metadata
 

@@ -248,6 +248,7 @@ def explore(
     seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
     check: Annotated[bool, typer.Option("--verify", help="Verify the zoo first, and show what was found.")] = False,
     title: Annotated[str | None, typer.Option(help="Of the page; the zoo's name when left out.")] = None,
+    metrics_at: MetricsAt = None,
     storage: Storage = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -266,7 +267,15 @@ def explore(
                 found = catalog.verify(zoo, progress, **options)
         with counted("models", console(), quiet or as_json) as progress:
             page = work(
-                zoo, out, models=models, seed=seed, verification=found, title=title, progress=progress, **options
+                zoo,
+                out,
+                models=models,
+                seed=seed,
+                verification=found,
+                title=title,
+                progress=progress,
+                metrics_at=metrics_at,
+                **options,
             )
         if as_json:
             print(json.dumps({"file": str(page), "bytes": page.stat().st_size}))
