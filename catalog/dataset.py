@@ -103,8 +103,8 @@ class WeightDataset(Base):
         drop_last: bool = False,
         memory: int = 256 << 20,
         part: tuple[int, int] = (0, 1),
-    ) -> torch.utils.data.IterableDataset[Any]:
-        """The same as an iterable dataset of whole batches, for populations larger than memory: read in long pieces.
+    ) -> Any:
+        """The same as a torch IterableDataset of whole batches, for populations larger than memory.
 
         Give it to a DataLoader with `batch_size=None`. Each of its workers has a part of the rows, and a share of the
         memory. The order is that of `Zoo.iterate` for `seed` and the epoch; `set_epoch(n)` chooses that, before each

@@ -19,7 +19,7 @@ def stream_of(dataset: WeightDataset, batch: int, **options: Any) -> Any:
     """The iterable dataset of `WeightDataset.stream`."""
     import torch
 
-    epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that were started before it changes
+    epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # so that workers see it change
     return _kind()(dataset, batch, epoch, options)
 
 
