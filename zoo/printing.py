@@ -55,23 +55,6 @@ def print_metrics(rows: list[dict[str, Any]]) -> None:
         print("nothing is measured yet; `weightscape measure ZOO` does")
 
 
-def print_import(report: Any) -> None:
-    """What an import found, stored and could not read; a `catalog.importers.ImportReport`."""
-    for kind, listed in (("failed", report.failed), ("skipped", report.skipped)):
-        for name, reason in listed[:20]:
-            print(f"{kind}: {name}: {reason}")
-        if len(listed) > 20:
-            print(f"{kind}: {len(listed) - 20} more; --json lists all")
-    for note in report.notes:
-        print(f"note: {note}")
-    for name, shape in report.variants.items():
-        print(f"{name}: {shape[0]} models, {shape[1]} checkpoints, {shape[2]:,} weights")
-    stored = "can be stored" if report.dry_run else "stored"
-    gaps = f", {report.missing} rows without a checkpoint" if report.missing else ""
-    counts = f"{report.members} networks found ({report.format}), {report.stored} {stored}, {len(report.failed)} failed"
-    print(f"{report.zoo}: {counts}{gaps}; {size(report.bytes)} of {report.dtype} weights")
-
-
 def print_aligned(found: Sequence[Aligned]) -> None:
     """A line a variant."""
     for one in found:

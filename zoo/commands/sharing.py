@@ -198,19 +198,21 @@ def retract(
 
 
 def importing(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder; of Hugging Face repositories also a URL.")],
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="A new folder, or an import to go on with.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE... ZOO", help="A folder, or Hugging Face repositories; then the new zoo."),
+    ],
     form: Annotated[
-        str | None, typer.Option("--format", help="ray, small_cnn, folder or hf; found out otherwise.")
+        str | None, typer.Option("--format", help="ray, small_cnn, folder or hf; found out when left out.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the zoo; that of the source when left out.")] = None,
     licence: Licence = None,
     citation: Citation = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE of the format, as in file=path.")
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, as in file_column=path or memory_limit=1e9.")
     ] = None,
     allow_pickle_subset: Annotated[
-        bool, typer.Option("--allow-pickle-subset", help="Read .pt files: tensors alone, in a process of their own.")
+        bool, typer.Option("--allow-pickle-subset", help="Read .pt files: tensors alone, in a process with limits.")
     ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -218,13 +220,16 @@ def importing(
 ) -> None:
     """Make a zoo of networks from elsewhere: Ray Tune zoos, the Small CNN Zoo, folders of weights, Hugging Face."""
     with errors(as_json):
-        from catalog.importers import import_zoo
+        from catalog.errors import QueryError
+        from catalog.importers import import_zoo, told
         from zoo.bars import counted
-        from zoo.printing import print_import
 
+        *sources, zoo = source
+        if not sources:
+            raise QueryError(f"expected where the networks are, then the new zoo; got {zoo!r} alone")
         with counted("rows", console(), quiet or as_json) as progress, kept("stored; the same command goes on"):
             report = import_zoo(
-                source,
+                sources[0] if len(sources) == 1 else sources,
                 zoo,
                 form,
                 name=name,
@@ -238,7 +243,7 @@ def importing(
         if as_json:
             print(json.dumps(report.to_json()))
         elif not quiet:
-            print_import(report)
+            print(told(report))
 
 
 def explore(
