@@ -208,7 +208,7 @@ def test_a_full_disk(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     assert started(far).stat().st_size == 5 * PIECE
     sent = far.server.sent
     assert far.read() == far.data
-    assert far.server.sent - sent == SIZE - 5 * PIECE
+    assert far.server.sent - sent <= SIZE - 5 * PIECE + download.TOGETHER * PIECE  # with what was under way before
 
 
 def test_a_cache_that_cannot_be_written(far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
