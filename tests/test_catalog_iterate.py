@@ -113,6 +113,7 @@ def test_windows_have_rows_of_random_places(made: Any) -> None:
         assert len(blocks) >= 4
         assert counts.max() <= 3
         assert (np.diff(window) == 1).sum() <= 7  # not in order
+    assert set(iterate.plan(rows, 36, 0, 1).order[:12].tolist()) != set(windows[0].tolist())
     firsts = [iterate.plan(rows, 36, seed, 0).order[0] for seed in range(200)]
     assert len(set(firsts)) > 60  # of 80 rows
 
@@ -177,6 +178,13 @@ def test_tensors_types_frames_and_torch(made: Any) -> None:
     tensors = [found for _, found in zoo.iterate(rows, 7, torch=True, memory=1)]
     assert all(isinstance(found, torch.Tensor) for found in tensors)
     assert sum(map(len, tensors)) == len(rows)
+
+
+def test_parts_have_as_many_batches(made: Any) -> None:
+    _, zoo, _ = made
+    rows = zoo.scan().collect()[:7]
+    numbers = [len(list(zoo.iterate(rows, 4, part=(part, 2), drop_last=True))) for part in range(2)]
+    assert numbers == [0, 0]  # of three rows and of four
 
 
 def test_several_zoos(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def check_same(far: Zoo, near: Zoo) -> None:
 
 @pytest.mark.parametrize("place", ["folder", "memory", "s3", "web"])
 def test_the_rows_and_weights_of_the_zoo_it_was_made_from(
-    place: str, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, truth = published(tmp_path)
     options: dict[str, Any] = {}
@@ -153,6 +153,8 @@ def test_the_rows_and_weights_of_the_zoo_it_was_made_from(
         put(tmp_path / "site", url)
     far = catalog.open(url, **options)
     assert len(manifest_of(tmp_path / "site").columns.groups) == 5
+    check_same(far, near)
+    monkeypatch.setattr("catalog.published.WAIT", 0)  # the columns of the filter first, as of large tables
     check_same(far, near)
     check_reads(far, truth)
     with pytest.raises(
@@ -219,6 +221,9 @@ def test_a_query_and_64_models_over_http(tmp_path: Path, web: tuple[Server, str]
     np.testing.assert_array_equal(far.read(rows), weights[picked])
     assert server.sent <= 1.5 * 64 * 3466 * 4
     assert not [request for request in server.requests if "index/" in request]
+    server.requests.clear()
+    far.read(far.table().filter(model=17, checkpoint=1))
+    assert len(server.requests) == 1  # not even the index of the shard
     monkeypatch.setenv("WEIGHTSCAPE_OFFLINE", "1")
     calm = catalog.open(f"{url}/site")
     assert calm.scan().filter(pl.col("accuracy") > 0.9).select("run", "width").collect().equals(found)
@@ -260,6 +265,8 @@ def test_a_query_and_64_models_on_s3(tmp_path: Path, counted_s3: Counted, monkey
             with pytest.raises(MissingDataError, match="weights/mlp/c/0/0/0 is not there"):
                 far.read(rows)
             filesystem.pipe_file(path, data)
+            patch.setattr(objects, "_store", None)  # what the faster library cannot do, the other one does
+            np.testing.assert_array_equal(far.read(rows), weights[picked])
 
 
 def test_of_row_groups_without_a_match_only_the_filter_is_fetched(tmp_path: Path, memory: str) -> None:
@@ -406,7 +413,8 @@ def test_a_table_that_is_short_gone_or_changed(place: str, tmp_path: Path, web: 
     options = {} if place == "folder" else {"retries": 0}
     for changed in (data[: len(data) // 2], bytes(len(data)), b""):
         file.write_bytes(changed)
-        with pytest.raises(ZooError):
+        # by the web such a table may come as an answer that the client refuses
+        with pytest.raises(CorruptError if place == "folder" else ZooError):
             catalog.open(url, **options).scan().collect()
         with pytest.raises(ZooError):
             catalog.open(url, **options).table()
@@ -447,9 +455,10 @@ def test_tables_that_strangers_forge(tmp_path: Path) -> None:
         return write_parquet(table, {"weightscape": content}, row_group_size=GROUP)
 
     footers = [bytes(len(columns.footer)), columns.footer[:-8] + b"\xff\xff\xff\x7fPAR1"]
-    for _ in range(40):
+    flips = [(4905, 0), (6473, 7), (6147, 0)]  # which polars 2.1 met with a panic
+    for at, bit in flips + random.integers([0, 0], [len(columns.footer), 8], (37, 2)).tolist():
         footer = bytearray(columns.footer)
-        footer[int(random.integers(len(footer)))] ^= 1 << int(random.integers(8))
+        footer[at % len(footer)] ^= 1 << bit
         footers.append(bytes(footer))
     swapped = {name: chunks[::-1] for name, chunks in columns.chunks.items()}
     moved = {**columns.chunks, "model": columns.chunks["epoch"], "epoch": columns.chunks["model"]}
