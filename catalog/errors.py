@@ -61,10 +61,6 @@ class RetractedError(ZooError, ValueError):
     """The version asked for was retracted; the registry says why."""
 
 
-class ImportDataError(ZooError, ValueError):
-    """Files from elsewhere cannot be imported as asked."""
-
-
 class BuildError(ZooError, RuntimeError):
     """Some shards could not be built; what was committed stays."""
 

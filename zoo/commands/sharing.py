@@ -119,8 +119,8 @@ def pull(
             if not (quiet or as_json):
                 have = f", {size(cost.cached_bytes)} of them in the cache" if cost.cached_bytes else ""
                 there = f"; {cost.there} files are there" if cost.there else ""
-                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files, {size(cost.bytes)}"
-                console().print(f"{what}{have}{there}", highlight=False, soft_wrap=True)
+                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files"
+                console().print(f"{what}, {size(cost.bytes)}{have}{there}", highlight=False, soft_wrap=True)
 
         with (
             transferring("pulling", console(), quiet or as_json) as progress,
