@@ -45,8 +45,7 @@ def download(
     except OSError as error:
         if isinstance(error, ZooError):
             raise
-        private = cache.private_root(os.getpid())
-        if error.errno not in REFUSALS or final.is_relative_to(private):
+        if error.errno not in REFUSALS or final.is_relative_to(private := cache.private_root(os.getpid())):
             raise _not_kept(error, file, where, final) from error
     return download(fs, path, file, where, private / file.sha256, private / f"{file.sha256}.partial", progress)
 
