@@ -34,13 +34,17 @@ demo: core
 	$(BIN)/weightscape measure demo.zoo
 	$(BIN)/weightscape phases demo.zoo --rule median
 	$(BIN)/weightscape align demo.zoo
-	$(BIN)/weightscape verify demo.zoo
+	$(BIN)/weightscape split demo.zoo
+	$(BIN)/weightscape publish demo.zoo demo.published --licence CC0-1.0
+	$(BIN)/weightscape verify demo.published
+	$(BIN)/weightscape pull demo.published wide.zoo --where "width = 64 and progress = 1.0"
+	$(BIN)/weightscape explore demo.zoo demo.html --verify
 	$(BIN)/weightscape build lineages lineages.zoo
 	$(BIN)/weightscape align lineages.zoo --balance
 	$(BIN)/weightscape train flow lineages.zoo flow.generator --frame universe --set iterations=1200
 	$(BIN)/weightscape sample flow.generator samples.zoo -n 1000
 	$(BIN)/weightscape card flow.generator
-	@echo "flow.generator/card.png has the plots"
+	@echo "demo.html shows the zoo in a browser, flow.generator/card.png the generator"
 
 # The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles
 # what is not in numba's cache, once, where each process of pytest would do it for itself.
@@ -66,7 +70,7 @@ dev: $(VENV)/.stamp-dev
 $(VENV)/.stamp-core: pyproject.toml constraints-cpu.txt
 	$(if $(PYTHON),,$(error no Python 3.11 or newer with venv was found; install one or name it: make PYTHON=/path/to/python3))
 	$(BIN)/python -c "import pip" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python $(PIP) $(CONSTRAINTS) -e ".[plot,generators]"
+	$(BIN)/python $(PIP) $(CONSTRAINTS) -e ".[plot,explore,generators]"
 	touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-core

@@ -52,6 +52,8 @@ BENCHMARKS = {
     "gpu": Benchmark("kernels on a GPU against scipy, torch-linear-assignment and torch", 3, always=False),
     "planted": Benchmark("permutations found again, objectives of trained pairs against scipy ports", 5, always=False),
     "remote": Benchmark("a published zoo on S3 and on our server, against polars and zarr by URL", 2, always=False),
+    "verifying": Benchmark("verify against sha256sum, MiB/s a core", 1, always=False),
+    "explorer": Benchmark("making and opening the page of 1,000 models", 1, needs="playwright", always=False),
     "ray": Benchmark("a build against Ray Tune with a trial a model", 8, needs="ray", always=False, module="ray_tune"),
 }
 

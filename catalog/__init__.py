@@ -22,7 +22,7 @@ from catalog.dataset import dataset
 from catalog.pack import pack, unpack
 from catalog.publish import Published, publish
 from catalog.pull import Pulled, pull
-from catalog.register import register, retract
+from catalog.registering import register, retract
 from catalog.registry import list_zoos as list
 from catalog.registry import resolve
 from catalog.splits import split

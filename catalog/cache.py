@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import CorruptError
+from catalog.errors import CorruptError, OfflineError
 from catalog.fragments import StoredFile
 
 KINDS = ("files", "partial", "pieces", "pointers")
@@ -125,6 +127,11 @@ def fetch(fs: Any, path: str, file: StoredFile, where: str, progress: Callable[[
     """
     found = checked(file)
     if found is None:
+        if offline():
+            raise OfflineError(
+                f"WEIGHTSCAPE_OFFLINE is set, and {file.path} of {where} is not in the cache; unset it, or "
+                "`weightscape pull` the rows while there is a network"
+            )
         from catalog.download import download
 
         found = download(fs, path, file, where, _path(file.sha256), root() / "partial" / file.sha256, progress)
@@ -266,9 +273,11 @@ def _pointer(url: str, name: str) -> Path:
 @functools.cache
 def private_root(process: int) -> Path:
     """A folder of this process alone, for when the cache cannot be written; removed at its end."""
-    import atexit
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="weightscape-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def remove() -> None:
+        if os.getpid() == process:  # not in a child that was forked
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder

@@ -33,7 +33,7 @@ class Content:
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for start in range(0, self.size, PIECE):
-            digest.update(self.read(start, min(start + PIECE, self.size)))
+            digest.update(self.read(start, min(start + PIECE, self.size)).data)
         return digest.hexdigest()
 
 

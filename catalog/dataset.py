@@ -73,10 +73,14 @@ class WeightDataset(Base):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples at these places, in one read."""
+        places = np.asarray(indices, np.int64)
+        return self.samples(self._stored(places), places)
+
+    def samples(self, stored: np.ndarray, places: np.ndarray) -> list[Any]:
+        """What `self[i]` gives for each of these places, from the weights (models, size) that are stored for them."""
         import torch
 
-        places = np.asarray(indices, np.int64)
-        exact = torch.from_numpy(self.read(places))
+        exact = torch.from_numpy(stored if self.normaliser is None else self.normaliser.apply(stored))
         weights = exact.to(getattr(torch, self.dtype))
         if self.dtype == "float16" and not torch.isfinite(weights).all():
             raise QueryError("some of these weights pass the range of float16; take them as float32, or normalise")
@@ -90,17 +94,48 @@ class WeightDataset(Base):
         weights = self._stored(places)
         return weights if self.normaliser is None else self.normaliser.apply(weights)
 
+    def stream(
+        self,
+        batch: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        memory: int = 256 << 20,
+        part: tuple[int, int] = (0, 1),
+    ) -> Any:
+        """The same as a torch IterableDataset of whole batches, for populations larger than memory.
+
+        Give it to a DataLoader with `batch_size=None`. Each of its workers has a part of the rows, and a share of the
+        memory. The order is that of `Zoo.iterate` for `seed` and the epoch; `set_epoch(n)` chooses that, before each
+        epoch, also for workers that stay.
+
+        Args:
+            batch: rows of a batch. memory: bytes of weights that all workers hold, about.
+            part: (i, n) for process i of n that learn together.
+        """
+        from catalog.stream import stream_of
+
+        return stream_of(self, batch, seed=seed, shuffle=shuffle, drop_last=drop_last, memory=memory, part=part)
+
     def denormalise(self, weights: Any) -> Any:
         """What `normalise` did, undone, for an array or tensor (..., size)."""
         return weights if self.normaliser is None else self.normaliser.undo(weights)
 
-    def _stored(self, places: np.ndarray) -> np.ndarray:
+    @property
+    def read_as(self) -> str:
+        """The type that weights are read in, before they become `dtype`."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    def rows(self, places: np.ndarray) -> pl.DataFrame:
+        """What `Zoo.read` needs of the rows at these places."""
         columns = {"model": self.models[places], "checkpoint": self.checkpoints[places]}
         if self.keys is not None:
             columns |= {name: column[places] for name, column in zip(KEY, self.keys, strict=True)}
-        rows = pl.DataFrame(columns).with_columns(pl.lit(self.variant).alias("variant"))
-        kind = "float64" if self.dtype == "float64" else "float32"
-        weights: np.ndarray = self.zoo.read(rows, self.tensors, dtype=kind, frame=self.frame)
+        return pl.DataFrame(columns).with_columns(pl.lit(self.variant).alias("variant"))
+
+    def _stored(self, places: np.ndarray) -> np.ndarray:
+        weights: np.ndarray = self.zoo.read(self.rows(places), self.tensors, dtype=self.read_as, frame=self.frame)
         return weights
 
 

@@ -17,14 +17,13 @@ from typing import Any
 
 from catalog import cache
 from catalog.errors import CorruptError, MissingDataError, NoRangesError, StorageError, ZooError
-from catalog.folder import storage_error
+from catalog.folder import online, storage_error
 from catalog.fragments import StoredFile
 from catalog.retry import again
 
 PIECE = 8 << 20  # bytes of a request
 TOGETHER = 4  # requests of one file under way: what a kill may lose
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
-UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTSUP)  # some cluster file systems
 UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTSUP)  # some cluster file systems
 Progress = Callable[[int], None] | None
 
@@ -33,6 +32,7 @@ def download(
     fs: Any, path: str, file: StoredFile, where: str, final: Path, started: Path, progress: Progress = None
 ) -> Path:
     """Fetch a file to `final`, through `started`, which keeps what is here of it; raises as `catalog.cache.fetch`."""
+    online(where)
     try:
         for folder in (final.parent, started.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +43,9 @@ def download(
                 cache.trust(final)
         return final
     except OSError as error:
-        private = cache.private_root(os.getpid())
         if isinstance(error, ZooError):
             raise
+        private = cache.private_root(os.getpid())
         if error.errno not in REFUSALS or final.is_relative_to(private):
             raise _not_kept(error, file, where, final) from error
     return download(fs, path, file, where, private / file.sha256, private / f"{file.sha256}.partial", progress)

@@ -61,15 +61,15 @@ class Folder:
                 a scheme nobody knows, or one whose package is not installed.
         """
         text = os.fspath(url)
-        if "::" in text:
-            raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
-        if "://" not in text or text.startswith(("file://", "local://")):
-            return cls(text, os.path.abspath(text.split("://", 1)[-1]))
         if text.lower().startswith(("http://", "https://")):
             from catalog.web import Web
 
             web, root = Web.at(text, storage_options)
             return cls(root, root, web)
+        if "::" in text:
+            raise FormatError(f"expected a plain path or URL, got the chained URL {text!r}; drop the part before '::'")
+        if "://" not in text or text.startswith(("file://", "local://")):
+            return cls(text, os.path.abspath(text.split("://", 1)[-1]))
         try:
             fs, root = fsspec.core.url_to_fs(text, **storage_options)
         except (ImportError, ValueError) as error:  # both say which scheme or package
@@ -117,13 +117,14 @@ class Folder:
                     raise _too_long(name, self.url, entry.size, limit)
                 return self._checked(entry)
             if self.web:
-                _online(self.url)
+                online(self.url)
                 return bytes(self.fs.cat_file(self.path(name), limit=limit))
             if self.local:
-                if limit is not None and (found := self.size(name)) > limit:
+                found = self.size(name)  # which refuses pipes and devices: they would give bytes, or wait, for ever
+                if limit is not None and found > limit:
                     raise _too_long(name, self.url, found, limit)
                 return Path(self.path(name)).read_bytes()
-            _online(self.url)
+            online(self.url)
             upto = {} if limit is None else {"start": 0, "end": limit + 1}  # one request, where a size costs another
             data = bytes(again(lambda: self.fs.cat_file(self.path(name), **upto)))
             if limit is not None and len(data) > limit:
@@ -135,7 +136,10 @@ class Folder:
         path = self.path(entry.path)
         if not self.local:
             return cache.read(self.fs, path, entry, self.url)
-        data = Path(path).read_bytes()
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a file")
+        data = Path(path).read_bytes() if found.st_size == entry.size else b""
         if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CorruptError(f"{entry.path} of {self.url} is not what its manifest says; restore it from a copy")
         return data
@@ -155,7 +159,7 @@ class Folder:
             if self.manifest is not None:
                 ahead = self._from_cache(wanted, found)
             if ahead:
-                _online(self.url)
+                online(self.url)
                 for at, data in zip(ahead, self._ranges([wanted[at] for at in ahead]), strict=True):
                     found[at] = data
             if self.manifest is not None:
@@ -176,10 +180,12 @@ class Folder:
     def _from_cache(self, wanted: Sequence[Range], found: list[Any]) -> list[int]:
         """Whole files, fetched where they are not there, and ranges of those that are; which ranges are left."""
         left, whole = [], []
+        ranged = {name for name, start, stop in wanted if start is not None or stop is not None}
+        here = {name: cache.checked(self._entry(name)) for name in ranged}
         for at, (name, start, stop) in enumerate(wanted):
             if start is None and stop is None:
                 whole.append(at)
-            elif path := cache.checked(self._entry(name)):
+            elif path := here[name]:
                 found[at] = _part(path, start, stop)
             else:
                 left.append(at)
@@ -220,7 +226,7 @@ class Folder:
                 if not stat.S_ISREG(found.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "not a file")
                 return found.st_size
-            _online(self.url)
+            online(self.url)
             size = again(lambda: self.fs.size(self.path(name)))
             if size is None:
                 raise FormatError(f"the server of {self.url} does not say how long {name} is; copy the zoo here")
@@ -239,7 +245,7 @@ class Folder:
         with self._refusals(f"looking at {name} of {self.url}"):
             if self.local:
                 return os.path.exists(self.path(name))
-            _online(self.url)
+            online(self.url)
             return bool(again(lambda: self.fs.exists(self.path(name))))
 
     def files(self, under: str = "") -> list[str]:
@@ -258,16 +264,16 @@ class Folder:
                 ]
                 names = [Path(path).relative_to(self.root).as_posix() for path in found]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()  # listings are kept for ever otherwise, and others write
                 try:
                     names = [str(path)[len(self.root) :].lstrip("/") for path in again(lambda: self.fs.find(top))]
                 except FileNotFoundError:
                     names = []
+                    if self.web:
+                        self._check_absent(under)
                 if self.web:
                     names = [unquote(name) for name in names]
-                    if not names:
-                        self._remote_top()  # which raises where the server lists nothing at all
         return sorted(name for name in names if not PurePosixPath(name).name.startswith(TEMPORARY))
 
     def top(self) -> list[str]:
@@ -283,25 +289,30 @@ class Folder:
                 with os.scandir(self.root) as entries:
                     names = [entry.name for entry in entries if entry.is_file()]
             else:
-                _online(self.url)
+                online(self.url)
                 self.fs.invalidate_cache()
                 names = self._remote_top()
         return sorted(name for name in names if not name.startswith(TEMPORARY))
 
-    def _remote_top(self) -> list[str]:
+    def _remote_top(self, kind: str = "file") -> list[str]:
         advice = f"{self.url} cannot be listed; use a server that lists its folders, or copy the zoo here"
         try:
             found = again(lambda: self.fs.ls(self.root, detail=True))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FormatError) as error:
             if self.web:
                 raise FormatError(f"{advice} ({error})") from error
             raise
-        names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "file"]
+        names = {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry["type"] for entry in found}
         if self.web:
-            names = list(map(unquote, names))
+            names = {unquote(name): type_ for name, type_ in names.items()}
         if self.web and "zoo.json" not in names:  # which is there, or nobody would list this folder
             raise FormatError(advice)
-        return names
+        return [name for name, type_ in names.items() if type_ == kind]
+
+    def _check_absent(self, under: str) -> None:
+        """An error unless a folder of which a web server says that it is not there is really none of the zoo's."""
+        if under.split("/")[0] in self._remote_top("directory"):
+            raise FormatError(f"the server of {self.url} lists the folder {under}, and says then that it is not there")
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it is either absent or complete, also after a power cut.
@@ -336,11 +347,13 @@ class Folder:
         doing = f"writing {name} ({len(data):,} bytes) of the zoo {self.url}"
         try:
             with self._refusals(doing):
+                if not self.local:
+                    self.fs.invalidate_cache()  # some look into listings from before
                 try:
                     write_durably(path, data, new=True) if self.local else self.fs.pipe_file(path, data, mode="create")
                 except Exception as error:
-                    if self.exists(name):  # it may be ours: an answer was lost, and the request sent again
-                        return self.read(name) == data
+                    with contextlib.suppress(FileNotFoundError):  # raised when it is not there: this is another error
+                        return self.read(name) == data  # ours if an answer was lost, and the request sent again
                     if self.local or not _unconditional(error):
                         raise
                     self.fs.pipe_file(path, data)
@@ -388,11 +401,6 @@ class Folder:
             raise storage_error(error, doing) from error  # the errors of aiohttp and botocore share no other base
 
 
-def _unconditional(error: Exception) -> bool:
-    """Whether a store says that it knows no conditional PUT."""
-    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
-
-
 def _part(path: Path, start: int | None, stop: int | None) -> bytes:
     with open(path, "rb") as file:
         file.seek(start or 0)
@@ -403,7 +411,13 @@ def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
     return FormatError(f"{name} of {url} has {size:,} bytes, more than the {limit:,} allowed")
 
 
-def _online(url: str) -> None:
+def _unconditional(error: Exception) -> bool:
+    """Whether a store says that it knows no conditional PUT."""
+    return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
+
+
+def online(url: str) -> None:
+    """OfflineError where nothing may be asked of other machines."""
     if cache.offline():
         raise OfflineError(
             f"WEIGHTSCAPE_OFFLINE is set, and what was asked of {url} is not in the cache; unset it, or `weightscape "

@@ -186,6 +186,12 @@ def read_content(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no Parquet file of ours.
     """
+    from catalog.parquet import metadata_of
+
+    try:
+        metadata_of(data)  # polars believes what a footer says of its own lengths
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a Parquet file: {error}") from error
     with _parquet_errors():
         metadata = pl.read_parquet_metadata(io.BytesIO(data))
     content = strict_json(metadata[KEY]) if KEY in metadata else None
@@ -194,8 +200,14 @@ def read_content(data: bytes) -> dict[str, Any]:
     return content
 
 
-def read_table(data: bytes, count: int, fewer: bool = False) -> pl.DataFrame:
-    """The rows of a Parquet file, which must be `count` (or `fewer`); else ValueError, before they are decoded."""
+def read_table(data: bytes, count: int, fewer: bool = False, more: int = 0) -> pl.DataFrame:
+    """The rows of a Parquet file, which must be `count` (or `fewer`); else ValueError, before they are decoded.
+
+    Args:
+        more: bytes that the rows may need besides what is usual (see `catalog.pages`).
+    """
+    from catalog.pages import check_pages  # which imports manifests, and these fragments
+
     with _parquet_errors():
         schema = pl.read_parquet_schema(io.BytesIO(data))
         if odd := [name for name, dtype in schema.items() if dtype not in PLAIN]:
@@ -205,6 +217,7 @@ def read_table(data: bytes, count: int, fewer: bool = False) -> pl.DataFrame:
         found = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
         if found > count or (found < count and not fewer):
             raise ValueError(f"{found:,} rows, expected {'at most ' if fewer else ''}{count:,}")
+        check_pages(data, count, more)
         return pl.read_parquet(io.BytesIO(data))
 
 

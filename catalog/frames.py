@@ -30,6 +30,7 @@ FRAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 NAME = re.compile(
     rf"frames/(?P<frame>{FRAME.pattern})/(?P<variant>[^/]+)\.(?P<kind>universe|rows)\.(?P<digest>[0-9a-f]{{32}})\.parquet"
 )
+LIMIT = 1 << 30  # bytes of a file: a universe is one model
 TRIES = 5  # listings, while writers replace files
 
 
@@ -207,7 +208,7 @@ def _load(zoo: Zoo, name: str) -> View | None:
     kept = zoo._frames
     if name not in kept:
         try:
-            data = zoo.metrics_folder.read(name)
+            data = zoo.metrics_folder.read(name, LIMIT)
         except FileNotFoundError:
             return None
         kept[name] = decode_frame(zoo.record, name, data, zoo.metrics_folder.url)
@@ -235,7 +236,7 @@ def decode_frame(record: Record, name: str, data: bytes, where: str) -> View:
         settings, software = dict(content["settings"]), dict(content["software"])
         if match["kind"] == "universe":
             symmetry = Symmetry.from_json(layout, content["symmetry"])
-            rows = read_table(data, 1)
+            rows = read_table(data, 1, more=8 * layout.size)
             universe = np.frombuffer(rows["universe"][0], "<f4").copy()
             if universe.shape != (layout.size,) or not np.isfinite(universe).all():
                 raise ValueError(f"its universe must be {layout.size} finite numbers")
@@ -243,7 +244,8 @@ def decode_frame(record: Record, name: str, data: bytes, where: str) -> View:
             if view.origin != content["origin"]:
                 raise ValueError("its symmetry and universe do not have the digests it names")
             return view
-        rows = read_table(data, _most_rows(record), fewer=True)
+        most = _most_rows(record)
+        rows = read_table(data, most, fewer=True, more=8 * layout.size * most)
         if problem := _problem(rows):
             raise ValueError(problem)
     except (KeyError, TypeError, ValueError, SymmetryError, pl.exceptions.PolarsError) as error:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
-from urllib.parse import unquote, urljoin
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from catalog.folder import PLAIN
+
+TITLES = re.compile(rb"(index of|directory listing)", re.IGNORECASE)  # of all servers we know
 
 
 class _Links(HTMLParser):
@@ -35,13 +40,27 @@ def listed_in(page: bytes, folder: str) -> list[str]:
     found: dict[str, None] = {}
     for link in parser.found:
         try:
-            url = urljoin(folder, link.strip())
+            parts = urlsplit(urljoin(folder, link.strip()))
         except ValueError:  # a malformed address in brackets
             continue
-        name = url[len(folder) :].removesuffix("/")
-        plain = unquote(name)
-        if not url.startswith(folder) or {"/", "\\", "\0"} & set(plain) or {"?", "#"} & set(name):
+        url = f"{parts.scheme}://{parts.netloc}{quote(unquote(parts.path), safe=PLAIN)}"  # spelled as our own are
+        name = unquote(url[len(folder) :].removesuffix("/"))
+        if not url.startswith(folder) or parts.query or parts.fragment or {"/", "\\", "\0"} & set(name):
             continue
-        if plain not in ("", ".", ".."):
+        if name not in ("", ".", ".."):
             found[url] = None
     return list(found)
+
+
+def says_it_lists(page: bytes) -> bool:
+    """Whether a page without entries is the listing of an empty folder, and not a page of another kind.
+
+    >>> says_it_lists(b"<html><title>Index of /zoo/index/</title></html>"), says_it_lists(b"<html>Welcome</html>")
+    (True, False)
+    """
+    return TITLES.search(page[:4096]) is not None
+
+
+def is_whole(page: bytes | bytearray) -> bool:
+    """Whether a page has its end: half a listing would hide files."""
+    return b"</html" in page[-1024:].lower()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
 VERSION = re.compile(r"(?P<definition>[1-9][0-9]{0,5})-[0-9a-f]{8}")
+LIMIT = 256 << 20  # bytes of a file
 NAME = re.compile(
     rf"metrics/(?P<metric>{METRIC.pattern})@(?P<version>{VERSION.pattern})/(?P<digest>[0-9a-f]{{32}})\.parquet"
 )
@@ -238,7 +239,7 @@ def _load(zoo: Zoo, names: Sequence[str]) -> dict[str, Measurement]:
         data = []
         for name in lacking:
             try:
-                data.append(folder.read(name))
+                data.append(folder.read(name, LIMIT))
             except FileNotFoundError as error:
                 data.append(error)
     else:
@@ -248,7 +249,7 @@ def _load(zoo: Zoo, names: Sequence[str]) -> dict[str, Measurement]:
         if isinstance(content, FileNotFoundError):
             continue
         if isinstance(content, BaseException):
-            content = folder.read(name)  # which says what is wrong with the store
+            content = folder.read(name, LIMIT)  # which says what is wrong with the store
         kept[name] = decode_measurement(zoo.record, name, content, folder.url)
     return {name: kept[name] for name in names if name in kept}
 

@@ -88,7 +88,7 @@ def _obstore_ranges(
     def one(path: str, start: int, stop: int) -> Any:
         bucket, key = path.split("/", 1)
         try:
-            return get_range(_store(os.getpid(), bucket, options), key, start=start, end=stop)
+            return bytes(get_range(_store(os.getpid(), bucket, options), key, start=start, end=stop))
         except Exception as error:  # its errors share no base with those of Python
             return error
 

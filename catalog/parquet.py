@@ -26,7 +26,7 @@ def columns_of(path: str, data: bytes) -> Columns:
         FormatError: no Parquet file, nested columns, or chunks that lie outside the file.
     """
     try:
-        footer = _metadata(data)
+        footer = metadata_of(data)
         names = [bytes(element[4]).decode() for element in footer[2][1:]]
         if footer[2][0][5] != len(names) or len(set(names)) != len(names):
             raise ValueError("its columns are nested, or two have one name")
@@ -61,17 +61,17 @@ def _name(column: Mapping[int, Any]) -> str:
     return bytes(name).decode()
 
 
-def _metadata(data: bytes) -> dict[int, Any]:
+def metadata_of(data: bytes) -> dict[int, Any]:
     """FileMetaData by the numbers of its fields: 2 schema, 3 rows, 4 row groups."""
     if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC:
         raise ValueError("it does not begin and end with PAR1")
     length = int.from_bytes(data[-8:-4], "little")
     if length > len(data) - 12:
         raise ValueError("its footer is longer than the file")
-    return _Reader(data[-8 - length : -8]).struct()
+    return Reader(data[-8 - length : -8]).struct()
 
 
-class _Reader:
+class Reader:
     """Thrift's compact protocol, without a schema: structs as dicts from field number to value."""
 
     def __init__(self, data: bytes) -> None:

@@ -81,6 +81,8 @@ def publish(
         progress: called with (bytes done, bytes in all).
         storage_options: for fsspec, of whichever side is remote.
 
+    On hf:// every file would be a commit of its own: publish to a folder here and upload that folder, which is one.
+
     Two publishers at once get two versions. Two that publish different builds of one `zoo.json` for the first time at
     once are not kept apart: build elsewhere under another name.
 
@@ -102,15 +104,17 @@ def publish(
     about = _about(source, latest, licence=licence, citation=citation, description=description)
     manifest = _manifest(source, rows, items, columns, about)
     strangers = left_out(source, manifest.files)
+    if not dry_run:
+        target.sweep()
     if latest and _same(manifest, latest):
         return Published(target.url, latest if dry_run else settle(target), False, (), strangers, dry_run)
     there = _published(manifest, versions)
     wanted = [item for item in items if item.file.path not in there]
+    wanted.sort(key=lambda item: item.file.path)
     if dry_run:
         return Published(
             target.url, _after(manifest, latest), True, tuple(item.file for item in wanted), strangers, True
         )
-    target.sweep()
     base = target.below(manifest.base)
     uploaded = _upload(wanted, base, progress)
     _check_uploaded(base, uploaded, verify)

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,8 @@ class Pulled:
     Args:
         url, dest: from where, and the folder.
         rows: that the query matches.
-        shards: (variant, number) of those that hold them.
-        files, bytes: that the folder lacked.
-        from_cache: bytes of these that were on this machine already.
+        shards, all_shards: that hold them, and that the zoo has. parts: (variant, number) of the former.
+        files, bytes: that the folder lacked. cached_bytes: of these, that were on this machine already.
         there: files that the folder had already, whole.
         zoo: opened, None with `dry_run`.
     """
@@ -49,13 +48,20 @@ class Pulled:
     url: str
     dest: str
     rows: int
-    shards: tuple[Shard, ...]
+    shards: int
+    all_shards: int
     files: int
     bytes: int
-    from_cache: int
+    cached_bytes: int
     there: int
-    seconds: float = 0.0
+    parts: tuple[Shard, ...] = field(repr=False)
+    seconds: float = field(default=0.0, compare=False)
     zoo: Zoo | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the open zoo."""
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("zoo", "parts")}
+        return named | {"parts": [list(part) for part in self.parts]}
 
 
 @dataclass(frozen=True)
@@ -115,16 +121,17 @@ def pull(
     plan = _plan(source, where, frames, metrics)
     wanted = lacking(plan.files, Path(folder.root))
     size = sum(file.size for file in wanted)
-    cached = in_cache(source.folder, wanted, plan.held)
     told = Pulled(
         _origin(source.folder),
         folder.url,
         plan.rows,
-        plan.shards,
+        len(plan.shards),
+        len(source.record.shards),
         len(wanted),
         size,
-        cached,
+        in_cache(source.folder, wanted, plan.held),
         len(plan.files) - len(wanted),
+        plan.shards,
     )
     if on_cost:
         on_cost(told)
@@ -208,8 +215,8 @@ def _plan(source: Zoo, where: str | None, frames: bool, metrics: bool) -> _Plan:
     if gone := [path for path in weights if path not in listed]:
         raise MissingDataError(f"{gone[0]} is not in the manifest of {source.url}, its fragment is; publish it again")
     others = [name for top in beside for name in source.folder.files(top)]
-    parts = (tuple(listed[name] for name in names) for names in (weights, fragments, others))
-    return _Plan(source, rows, shards, *parts, held={})
+    lists = [tuple(listed[name] for name in names) for names in (weights, fragments, others)]
+    return _Plan(source, rows, shards, lists[0], lists[1], lists[2], held={})
 
 
 def _shards(source: Zoo, where: str | None, committed: set[Shard]) -> tuple[int, tuple[Shard, ...]]:
@@ -260,7 +267,7 @@ def _bare_plan(
             raise FormatError(
                 f"{file.path} of {source.url} was committed with {file.sha256[:80]!r}, which is no sha256"
             )
-    return _Plan(source, rows, shards, weights, *described, held=held | others)
+    return _Plan(source, rows, shards, weights, described[0], described[1], held=held | others)
 
 
 def _measured(source: Zoo, top: str) -> dict[str, bytes]:

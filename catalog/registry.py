@@ -212,8 +212,8 @@ def open_folder(
     if found != entry.digest:
         raise CorruptError(
             f"{entry.url} is not {entry.name} {entry.version} as the registry knows it: tree digest "
-            f"{entry.digest[:16]} was expected, {found[:16]} is there; if a newer version was published, let the registry name the "
-            "versions/<n>.json of this one"
+            f"{entry.digest[:16]} was expected, {found[:16]} is there; if a newer version was published, let the "
+            "registry name the versions/<n>.json of this one"
         )
     return folder
 

@@ -34,6 +34,7 @@ STALLED = 60.0  # seconds for the next piece of a file to go
 PIECE = 1 << 20  # bytes
 ZOO_FILES = ("zoo.json", "manifest.json")  # what makes a folder a zoo, or a published one
 BESIDE = "registry.json"  # the one file that is served beside several zoos
+PLAIN = "/@!$()*+,=~"  # stay as they are in links, which fsspec takes for names; & and ' would be escaped in HTML
 TYPES = {".json": "application/json", ".md": "text/plain; charset=utf-8"}  # never HTML: a zoo's author is a stranger
 RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,19})\s*-\s*([0-9]{0,19})\s*", re.ASCII | re.IGNORECASE)
 Log = Callable[[str, str, int, int], None]  # method, path, status, bytes of the body
@@ -289,13 +290,14 @@ class _Site:
                 with contextlib.suppress(OSError):
                     if self._shown(entry, top=not parts) and (entry.is_dir() or entry.is_file()):
                         names.append(entry.name + "/" * entry.is_dir())
-        links = "\n".join(f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>' for name in sorted(names))
+        items = ((quote(name, safe=PLAIN), html.escape(name)) for name in sorted(names))
+        links = "\n".join(f'<li><a href="{target}">{shown}</a></li>' for target, shown in items)
         here = "/".join(["", *map(quote, parts), ""]) if parts else "/"
         title = html.escape("/".join(parts) or os.path.basename(self.root) or "/")
         # the base makes the links right also without a slash at the end of the address, and saves a redirect
         return (
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><base href="{here}"><title>{title}</title>'
-            f"</head>\n<body><h1>{title}</h1>\n<ul>\n{links}\n</ul></body></html>\n"
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><base href="{here}">'
+            f"<title>Index of {title}</title></head>\n<body><h1>{title}</h1>\n<ul>\n{links}\n</ul></body></html>\n"
         )
 
     def _shown(self, entry: os.DirEntry[str], top: bool) -> bool:

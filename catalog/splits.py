@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,9 +13,7 @@ import polars as pl
 from catalog.errors import QueryError, unknown_name
 from catalog.fragments import software
 from catalog.metrics import KEYS, Measurement, plain_versions, replace_measurement, version_of
-
-if TYPE_CHECKING:
-    from catalog.store import Zoo
+from catalog.store import Zoo, open_zoo
 
 METRIC = "split"
 SPLITS = ("train", "validation", "test")
@@ -23,12 +22,13 @@ DEFAULT: dict[str, Any] = {"fractions": [0.8, 0.1, 0.1], "seed": 0, "by": ["run"
 
 
 def split(
-    zoo: Zoo,
+    zoo: Zoo | str | os.PathLike[str],
     *,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     by: str | Iterable[str] = "run",
     stratify: str | Iterable[str] | None = None,
+    **storage_options: Any,
 ) -> pl.DataFrame:
     """Put each lineage, with all its checkpoints, into one split, and store that as the measured column `split`.
 
@@ -37,6 +37,7 @@ def split(
     ones again replace what is there, for when runs were added.
 
     Args:
+        zoo: or where one is, with options for `catalog.open`.
         fractions: shares of train, validation and test, which add up to 1. The counts are the nearest whole ones, and
             none is 0.
         by: runs that are equal in all of these columns are one lineage, such as "seed" for runs from one
@@ -60,6 +61,7 @@ def split(
         "stratify": strata,
     }
     _check(settings)
+    zoo = zoo if isinstance(zoo, Zoo) else open_zoo(zoo, **storage_options)
     rows = zoo.table()
     if METRIC in zoo.table(metrics=False).columns:
         raise QueryError(f"{zoo.url} was written with a column {METRIC}, which this would hide; use that one")

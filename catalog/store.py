@@ -30,6 +30,7 @@ from catalog.views import View
 from weightspace.layout import Layout
 
 ADDRESS = ("variant", "model", "checkpoint")
+FRAGMENT = 256 << 20  # bytes of one: a KB for each row it can have
 TOGETHER = 256  # fragments requested at once
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -92,7 +93,7 @@ class Zoo:
         fragment = self._fragments.pop(name, None)
         if fragment is None:
             try:
-                data = self.folder.read(name)
+                data = self.folder.read(name, FRAGMENT)
             except FileNotFoundError as error:
                 raise MissingDataError(
                     f"fragment {name} of {self.url} is not there; restore it or build again"
@@ -337,7 +338,8 @@ class Zoo:
         for number, name in names.items():
             if not name:
                 raise MissingDataError(
-                    f"shard {number} of {variant.name} in {self.url} is not built yet; run the build to its end"
+                    f"shard {number} of {variant.name} in {self.url} is not built yet, or not in this slice; run the "
+                    "build to its end, or `weightscape pull` these rows"
                 )
         kept = self._reader.shards
         loaded: dict[str, Shard] = {}

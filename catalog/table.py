@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Columns of a zoo without any committed shard; the others are known once there is one.
 EMPTY = {"run": pl.String, "epoch": pl.Int64, "status": pl.String, "reason": pl.String, "variant": pl.String}
 EMPTY |= {"model": pl.Int64, "checkpoint": pl.Int64, "stored": pl.Boolean, "crc32c": pl.UInt32}
+LEAST, A_ROW = 64 << 20, 4 << 10  # bytes that a table may have: so many, and for each of its rows
 NAME = re.compile(r"table\.(?P<digest>[0-9a-f]{32})\.parquet")
 
 
@@ -50,16 +51,16 @@ def cached_table(folder: Folder, record: Record, committed: Mapping[tuple[str, i
         CorruptError: a table file whose bytes do not match the digest in its name.
         FormatError: one whose content is none of ours.
     """
+    grids = {variant.name: variant.grid for variant in record.variants.values()}
+    count = sum(len(grids[name].models(shard)) * grids[name].shape[1] for name, shard in committed)
     for name in table_files(folder):
         try:
-            data = folder.read(name)
+            data = folder.read(name, LEAST + A_ROW * count)
         except FileNotFoundError:  # replaced by a newer one since the listing
             continue
         content = check_table(name, data, folder.url)
         if (content.get("zoo"), content.get("fragments")) != (record.digest, fingerprint(committed)):
             continue
-        grids = {variant.name: variant.grid for variant in record.variants.values()}
-        count = sum(len(grids[name].models(shard)) * grids[name].shape[1] for name, shard in committed)
         try:
             rows = read_table(data, count)
             if problem := columns_problem(rows):

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from catalog.errors import CorruptError, FormatError, NoRangesError, StorageError, ZooError
+from catalog.listings import is_whole
 from catalog.retry import STATUSES, pause, retry_after
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class Transfer:
                     break
                 if len(self.data) <= before:
                     raise Again("the answer held nothing")
+            if self.page and not is_whole(self.data):
+                self.data.clear()
+                raise Again("the page has no end")
             return bytes(self.data)
 
         return await persist(web, self.url, attempt)

@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from catalog.check import check_shard, check_sizes, content, differs
-from catalog.errors import CorruptError, FormatError, ZooError
+from catalog.errors import CorruptError, FormatError
 from catalog.folder import Folder
 from catalog.fragments import decode_fragment
 from catalog.frames import NAME as FRAME_FILE
@@ -20,14 +21,15 @@ from catalog.frames import decode_frame
 from catalog.manifest import Manifest, tree_digest
 from catalog.metrics import NAME as METRIC_FILE
 from catalog.metrics import decode_measurement
-from catalog.sealed import unseal
 from catalog.shards import Shard
+from catalog.slices import LIMIT, decode_slice
+from catalog.slices import NAME as SLICE
 from catalog.store import Zoo, open_zoo
 from catalog.table import NAME as TABLE_FILE
 from catalog.table import cached_table, check_table, fragment_rows
 
 CATALOG_FILE = re.compile(r"catalog\.(?P<digest>[0-9a-f]{32})\.parquet")
-SLICE = "slice.json"
+WHOLE, MOST = 64 << 20, 4 << 30  # bytes of a file with rows: of a small zoo, of any
 WORKERS = 8  # files in memory at once
 Key = tuple[str, int]  # variant, shard
 
@@ -143,6 +145,13 @@ class _Task:
     def manifest(self) -> Manifest | None:
         return self.zoo.folder.manifest
 
+    @cached_property
+    def largest(self) -> int:
+        """Bytes that a file may have which is read whole."""
+        rows = sum(variant.grid.shape[0] * variant.grid.shape[1] for variant in self.zoo.record.variants.values())
+        sizes = [variant.layout.size for variant in self.zoo.record.variants.values()]
+        return min(WHOLE + 4096 * rows + 4 * max(sizes), MOST)
+
     def say(self, kind: str, file: str, message: str) -> None:
         self.problems.append(Problem(kind, file, message))
 
@@ -170,17 +179,12 @@ class _Task:
                 self.say("incomplete", f"index/{name}.{absent[0]:05d}", f"{what}; {advice}")
         return found
 
-    def _slice(self) -> set[Key] | None:
+    def _slice(self) -> Set[Key] | None:
         """The shards that a slice must have; None when nobody can tell."""
         try:
-            content, _ = unseal(self.folder.read(SLICE, 64 << 20), SLICE, self.zoo.url)
-            shards = {(str(variant), shard) for variant, shard in content["shards"]}
-            mine = content["format"] == 1 and content["zoo"] == self.zoo.record.digest
-            if not mine or shards - set(self.zoo.record.shards):
-                raise ValueError("it is of another format, of another zoo, or names shards that this does not have")
-            return shards
-        except (ZooError, KeyError, TypeError, ValueError) as error:
-            self.say("corrupt", SLICE, f"{SLICE} of {self.zoo.url} is damaged: {error}; pull again")
+            return decode_slice(self.folder.read(SLICE, LIMIT), self.zoo.record, self.zoo.url).shards
+        except (CorruptError, FormatError) as error:
+            self.say("corrupt", SLICE, f"{error}; pull again")
             return None
 
     def shard(self, item: tuple[Key, str]) -> int:
@@ -248,6 +252,11 @@ class _Task:
         """All bytes of a file that is sound as far as the manifest can tell; else None, and a problem."""
         try:
             with content(self.folder, name, self._size(name)) as found:
+                if found.size > self.largest:
+                    self.there[name] = "", found.size
+                    said = f"{name} of {self.zoo.url} has {found.size:,} bytes, more than the {self.largest:,} allowed"
+                    self.say("corrupt", name, f"{said}; restore it from a copy")
+                    return None
                 data = found.read(0, found.size).tobytes()
         except FileNotFoundError:  # without a manifest: replaced by a newer one since the listing
             if self.manifest or needed:
@@ -281,6 +290,8 @@ class _Task:
     def tables(self, shards: dict[Key, str]) -> None:
         """Whether table files are whole and, when they are of these fragments, have their rows."""
         for name in filter(TABLE_FILE.fullmatch, self.there):
+            if self.there[name][1] > self.largest:  # said already
+                continue
             try:
                 check_table(name, self.zoo.folder.read(name), self.zoo.url)
                 rows = cached_table(self.zoo.folder, self.zoo.record, shards) if self.sound else None

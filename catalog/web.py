@@ -17,7 +17,7 @@ import fsspec.asyn
 
 from catalog.errors import FormatError
 from catalog.folder import PLAIN
-from catalog.listings import listed_in
+from catalog.listings import listed_in, says_it_lists
 from catalog.transfer import Transfer, file_size
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Web:
         web = cls(origin, **given, headers=tuple(headers.items()))
         if web.retries < 0 or min(web.timeout, web.total, web.connections, web.limit) <= 0 or web.backoff < 0:
             raise FormatError("retries and backoff are 0 or more, timeout, total, connections and limit more than 0")
-        return web, origin + quote(parts.path, safe=PLAIN + "%").rstrip("/")
+        return web, origin + quote(unquote(parts.path), safe=PLAIN).rstrip("/")
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Web:
         return True
 
     def ls(self, path: str, detail: bool = True) -> list[Any]:
-        """What lies directly in a folder, from the page on which the server lists it; nothing for another page."""
+        """What lies directly in a folder, from the page on which the server lists it; FormatError for another page."""
         entries = self._run(lambda session: self._listed(session, self._mine(path)))
         if not detail:
             return [url.rstrip("/") for url in entries]
@@ -178,15 +178,26 @@ class Web:
 
     async def _listed(self, session: aiohttp.ClientSession, path: str) -> list[str]:
         folder = f"{path.rstrip('/')}/"
-        page = await Transfer(folder, None, None, PAGE, page=True).run(self, session)
-        return listed_in(page, folder)
+        page = await Transfer(folder, None, None, min(PAGE, self.limit), page=True).run(self, session)
+        found = listed_in(page, folder)
+        if not found and not says_it_lists(page):
+            raise FormatError(
+                f"{folder} cannot be listed; use a server that lists its folders, or copy the zoo here (it is answered "
+                "with a page that is no listing)"
+            )
+        return found
 
     async def _below(self, session: aiohttp.ClientSession, path: str) -> list[str]:
         gate = asyncio.Semaphore(self.connections)
 
         async def listed(folder: str) -> list[str]:
-            async with gate:
-                return await self._listed(session, folder)
+            try:
+                async with gate:
+                    return await self._listed(session, folder)
+            except FileNotFoundError as error:
+                if folder == path:
+                    raise
+                raise FormatError(f"{folder} is listed by its server, which says then that it is not there") from error
 
         files: list[str] = []
         folders = [path]

@@ -19,7 +19,10 @@ def train(
     epoch: Annotated[int | None, typer.Option(help="Which checkpoints; the last of each run when left out.")] = None,
     frame: Annotated[str | None, typer.Option(help="An alignment to learn in, see `weightscape align`.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="A column to condition on; again for more.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the runs to choose on, and as many to report on.")] = 0.1,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of the runs to choose on, and as many to report on; the zoo's own split, or 0.1."),
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, as in iterations=1000.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, or a torch device such as cuda.")] = "cpu",

@@ -52,7 +52,7 @@ def save_pickle(path: Path, content: Mapping[str, Any], **extra: Any) -> None:
     torch.save({"state_dict": state, **extra} if extra else state, path)
 
 
-def prefixed(content: Mapping[str, np.ndarray], prefix: str = "module.") -> Tensors:
+def prefixed(content: Mapping[str, Any], prefix: str = "module.") -> dict[str, Any]:
     return {prefix + name: value for name, value in content.items()}
 
 
@@ -147,14 +147,14 @@ def small_cnn_zoo(root: Path, runs: int = 4, *, zipped: bool = True) -> Truth:
     np.save(root / "weights.npy", matrix)
     text = ["config.activation,config.learning_rate,config.dropout,config.epochs,modeldir,step,test_accuracy,laststep"]
     for run, step in members:
-        directory = f"/cns/xy-d/home/zoo/mnist/{run:05d}/permanent_ckpt"
+        directory = f"/cns/xy-d/zoo/mnist/{run:05d}/permanent_ckpt"
         text.append(f"{'relu' if run % 2 else 'tanh'},{0.001 * (run + 1)},0.0,86,{directory},{step},{step / 100},86")
     data = ("\n".join(text) + "\n").encode()
     (root / ("metrics.csv.gz" if zipped else "metrics.csv")).write_bytes(gzip.compress(data) if zipped else data)
     truth: Truth = {}
     for (run, step), row in zip(members, matrix, strict=True):
         if np.isfinite(row).all():
-            directory = f"/cns/xy-d/home/zoo/mnist/{run:05d}/permanent_ckpt"
+            directory = f"/cns/xy-d/zoo/mnist/{run:05d}/permanent_ckpt"
             truth[directory, step] = {
                 name.removesuffix(":0"): row[start:stop].reshape(eval_shape(shape))
                 for name, start, stop, _, shape in places

@@ -21,7 +21,7 @@ import catalog
 from catalog import grid
 from catalog.errors import SourceError, SpecMismatchError, UnknownNameError
 from catalog.export import export_safetensors
-from catalog.importers import IMPORTERS, ImportReport, import_zoo
+from catalog.importers import IMPORTERS, ImportReport, import_zoo, told
 from catalog.importers.writer import plan
 from catalog.summary import find_row, summary
 from tests.import_sources import (
@@ -213,7 +213,7 @@ def test_ray_trials_twice_and_half_lines_are_told(ray: tuple[ImportReport, catal
     again = zoo.table().filter(pl.col("duplicate_of").is_not_null())
     assert set(again["run"]) == {trial_name(3, 0.01, 1)}
     assert set(again["duplicate_of"]) == {trial_name(0, 0.01, 1)}
-    assert any("last line of result.json" in note and "(1 files)" in note for note in report.notes)
+    assert any("line of result.json is cut short" in note and "(1 files)" in note for note in report.notes)
     assert any("'module.'" in note and "(3 files)" in note for note in report.notes)
     assert ("experiment_state-2024.json", "") not in report.skipped
 
@@ -258,7 +258,7 @@ def test_ray_records_of_every_kind(tmp_path: Path) -> None:
     assert rows["big"].to_list() == [None, 1e30]
     assert "long" not in rows.columns
     told = "; ".join(report.notes)
-    for words in ("middle line", "last line", "names no epoch", "stands twice", "model -> source_model"):
+    for words in ("damaged, and was left out (2 files)", "names no epoch", "stands twice", "model -> source_model"):
         assert words in told
 
 
@@ -273,6 +273,15 @@ def test_ray_runs_that_change_their_layout(tmp_path: Path) -> None:
     ((source, reason),) = report.failed
     assert "t0/checkpoint_2" in source
     assert "in other checkpoints of the run" in reason
+
+
+def test_reports_are_told(ray: tuple[ImportReport, catalog.Zoo]) -> None:
+    text = told(ray[0], limit=1).splitlines()
+    assert text[0].endswith("12 of 14 networks stored, found as ray")
+    assert text[1].startswith("net 5 x 3 x 25 (models x checkpoints x weights), 1,500 bytes of float32")
+    assert "1 rows without a checkpoint in the source" in text
+    assert [line.split(": ")[0] for line in text[-2:]] == ["failed", "failed"]
+    assert text[-1] == "failed: and 1 more"
 
 
 # Folders
@@ -312,6 +321,19 @@ def test_folder_with_a_table_of_runs_and_epochs(tmp_path: Path) -> None:
         report.skipped
     )
     assert any("1 files are not named" in note for note in report.notes)
+
+
+def test_folder_names_that_fit_several_files(tmp_path: Path) -> None:
+    """A table may call a file by its last name, unless two have it."""
+    for number, name in enumerate(("a/net", "b/net", "b/other")):
+        save_safetensors(tmp_path / "nets" / f"{name}.safetensors", tensors(number))
+    (tmp_path / "nets" / "rows.csv").write_text("name,acc\nnet,1\nother,2\na/net,3\n")
+    report = import_zoo(tmp_path / "nets", tmp_path / "zoo")
+    ((source, reason),) = report.failed
+    assert source.startswith("net ")
+    assert "several files are called 'net'" in reason
+    rows = catalog.open(tmp_path / "zoo").scan().select("run", "acc").collect()
+    assert sorted(rows.rows()) == [("a/net", 3), ("b/net", None), ("b/other", 2)]
 
 
 def test_folder_options_are_checked(tmp_path: Path) -> None:
@@ -421,7 +443,7 @@ def test_order_and_prefix_make_no_other_architecture(tmp_path: Path) -> None:
 
 def test_roles_and_what_a_zoo_of_ours_exports(tmp_path: Path) -> None:
     """A file of `weightscape export` comes back with its tied tensors; statistics and counts are buffers."""
-    content = {**tensors(1), "tied": tensors(1)["head.weight"]}
+    content = {**tensors(1), "steps": np.array(7, np.int32), "tied": tensors(1)["head.weight"]}
     first, zoo = tmp_path / "first", tmp_path / "zoo"
     from weightspace.layout import Layout
 
@@ -435,10 +457,8 @@ def test_roles_and_what_a_zoo_of_ours_exports(tmp_path: Path) -> None:
     back = catalog.open(zoo)
     assert back.layout.aliases == (("tied", "head.weight"),)
     roles = dict(zip(back.layout.names, back.layout.roles, strict=True))
-    assert [name for name, role in roles.items() if role == "buffer"] == [
-        "norm.running_mean",
-        "norm.num_batches_tracked",
-    ]
+    buffers = {name for name, role in roles.items() if role == "buffer"}
+    assert buffers == {"norm.running_mean", "norm.num_batches_tracked", "steps"}
     check(back, {("a", 0): content})
 
 
@@ -470,7 +490,7 @@ def test_hf_lists_urls_and_checkpoints(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "hub" / "beta") + "/", "/imp/org/beta", recursive=True)
     try:
-        sources = [tmp_path / "trained", "memory://imp/org/beta", tmp_path / "hub" / "alpha"]
+        sources = [str(tmp_path / "trained"), "memory://imp/org/beta", str(tmp_path / "hub" / "alpha")]
         report = import_zoo(sources, tmp_path / "zoo", "hf", name="three")
         zoo = catalog.open(tmp_path / "zoo")
         truth = {("trained", 500): 11, ("trained", 1000): 12, ("trained", 0): 13, ("org/beta", 0): 2, ("alpha", 0): 1}
@@ -510,11 +530,19 @@ def test_runs_without_a_common_epoch_do_not_make_a_square(tmp_path: Path) -> Non
         for epoch in (run, 1000 + run)[: 1 + run % 2]:
             save_safetensors(tmp_path / "nets" / f"n{run}_epoch{epoch}.safetensors", {"w": np.full(2, run, np.float32)})
     report = import_zoo(tmp_path / "nets", tmp_path / "zoo")
-    assert report.variants == {"net": (200, 2, 2)}
+    assert report.variants == {"net-1": (100, 1, 2), "net-2": (100, 2, 2)}
     table = catalog.open(tmp_path / "zoo").table()
-    assert table.filter(~pl.col("stored"), pl.col("epoch") >= 0).is_empty()
-    assert table.filter(pl.col("epoch") < 0).height == report.missing == 100
+    assert (table.height, report.stored, report.missing) == (300, 300, 0)
     assert table.filter(run="n3").select("epoch", "stored").rows() == [(3, True), (1003, True)]
+    assert not catalog.verify(tmp_path / "zoo").problems
+
+
+def test_a_run_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights_folder(tmp_path / "nets")
+    monkeypatch.setattr("catalog.importers.writer.memory_of", lambda parts: 1 << 60)
+    with pytest.raises(SourceError, match="takes 1,152,921,504,606,846,976 bytes of memory"):
+        import_zoo(tmp_path / "nets", tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_memory_is_that_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from tests.import_sources import (
     weights_folder,
     write_shards,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -128,10 +132,10 @@ def test_names_in_a_table_lead_nowhere_else(tmp_path: Path) -> None:
     (source / "rows.csv").write_text("\n".join(rows))
     report = import_zoo(source, tmp_path / "zoo")
     check(catalog.open(tmp_path / "zoo"), {("good", 0): tensors(1)})
-    said = "\n".join(reason for _, reason in report.failed)
     assert len(report.failed) == len(NAMES)
-    for _, reason in NAMES.values():
-        assert reason in said
+    for number, (name, said) in enumerate(NAMES.values(), 1):
+        (reason,) = [why for source, why in report.failed if source == name or f"row {number} of rows" in source]
+        assert said in reason
 
 
 def test_links_out_of_a_repository_are_not_followed(tmp_path: Path) -> None:
@@ -326,13 +330,42 @@ def test_trials_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [name for name, _ in report.skipped] == [
         "t0/params.json",
         "t1/params.json",
-        "t2/result.json",
         "t3/result.json",
         "t5/params.json",
     ]
     ((source_name, reason),) = report.failed
     assert source_name.startswith("t4/")
     assert "leads out" in reason
+
+
+MEASURED = """
+import resource, sys
+from catalog.importers import import_zoo
+for name in sys.argv[1:]:
+    report = import_zoo(name, name + ".zoo", dry_run=True)
+    print(report.format, len(report.failed) + len(report.skipped) + len(report.notes))
+unit = 1 if sys.platform == "darwin" else 1024
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+
+
+def test_little_files_do_not_become_much_memory(tmp_path: Path) -> None:
+    """A header, parameters and lines of empty lists, a table of run lengths, a million columns: below 500 MB."""
+    lists = b'{"a":[' + b"[]," * (1 << 20) + b"[]]}"
+    for name in ("header", "runs", "wide"):
+        save_safetensors(tmp_path / name / "good.safetensors", tensors(1))
+    (tmp_path / "header" / "bad.safetensors").write_bytes(len(lists).to_bytes(8, "little") + lists)
+    rows = {f"c{n}": pl.repeat(0, 10_000_000, dtype=pl.Int8, eager=True) for n in range(2)}
+    pl.DataFrame(rows).write_parquet(tmp_path / "runs" / "p.parquet")
+    (tmp_path / "wide" / "p.csv").write_bytes(b"1," * (1 << 20) + b"\n")
+    save_safetensors(tmp_path / "trials" / "t" / "checkpoint_1" / "model.safetensors", tensors(1))
+    (tmp_path / "trials" / "t" / "params.json").write_bytes(lists)
+    (tmp_path / "trials" / "t" / "result.json").write_bytes(b'{"training_iteration": 1, "a": ' + lists + b"}\n{}\n")
+    names = [str(tmp_path / name) for name in ("header", "runs", "wide", "trials")]
+    code = [sys.executable, "-c", MEASURED, *names]
+    out = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[:4] == ["folder 1", "folder 1", "folder 1", "ray 2"]
+    assert int(out[4]) < 500 << 20
 
 
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

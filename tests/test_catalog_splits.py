@@ -23,13 +23,13 @@ RUNS = 40  # runs 0 to 39; run 7 failed and has no weights, run 9 diverged behin
 FIXED = ["run-14", "run-16", "run-18", "run-35"]  # the last four by the sha256 of "0\n<run>"
 
 
-def make(folder: Any, order: list[int] | None = None, **columns: list[Any]) -> Zoo:
+def make(folder: Any, order: list[int] | None = None, shards: int = 4, **columns: list[Any]) -> Zoo:
     """A zoo of 40 runs with two checkpoints, in this order, in four shards; columns have a value a run."""
     order = list(range(RUNS)) if order is None else order
     grid = Grid((RUNS, 2, 9), (5, 1, 9), (10, 2, 9), "float32")
     zoo = catalog.create(folder, name="lab", variants=[Variant("net", {"family": "mlp"}, LAYOUT, grid)])
     given = {"parent": [None] * RUNS} | columns
-    for shard in range(4):
+    for shard in range(shards):
         runs = [run for run in order[10 * shard : 10 * shard + 10] for _ in range(2)]
         rows = pl.DataFrame(
             {
@@ -103,6 +103,20 @@ def test_the_same_settings_replace_and_others_stand_beside(zoo: Zoo) -> None:
     stored = stored_split(chosen)
     assert stored is not None
     assert dict(stored.rows()) == other
+
+
+def test_runs_that_came_later_are_split_anew(tmp_path: Path) -> None:
+    zoo = make(tmp_path / "lab.zoo", shards=3)
+    early = runs_of(catalog.split(zoo))
+    assert counts(early) == [23, 3, 3]
+    whole = make(tmp_path / "whole.zoo")
+    for name in whole.folder.files():
+        if not zoo.folder.exists(name):
+            zoo.folder.write(name, whole.folder.read(name))
+    assert runs_of(zoo.scan(None).collect()) == early
+    assert runs_of(catalog.split(tmp_path / "lab.zoo")) == runs_of(catalog.split(whole))
+    assert len(zoo.folder.files("metrics")) == 1
+    assert runs_of(zoo.scan(None).collect()) == runs_of(whole.scan(None).collect())
 
 
 def test_two_splits_of_which_none_is_the_default(zoo: Zoo) -> None:

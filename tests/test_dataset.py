@@ -214,13 +214,58 @@ def test_what_travels_to_a_worker_is_small_and_opens_there(zoo: Zoo, tmp_path: P
     assert torch.equal(back[3][0], found[3][0])
 
 
-def test_two_workers_that_spawn_give_what_one_process_gives(zoo: Zoo) -> None:
+def test_a_stream_gives_every_row_once_in_the_order_of_seed_and_epoch(zoo: Zoo) -> None:
+    found = catalog.dataset(zoo, nets(zoo), target="accuracy", normalise="standard", dtype="float64")
+    samples = {weights.numpy().tobytes(): target.item() for weights, target in DataLoader(found, batch_size=None)}
+    stream: Any = found.stream(8, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        batches = list(DataLoader(stream, batch_size=None))
+        assert [len(weights) for weights, _ in batches] == [8] * (len(found) // 8) + [len(found) % 8]
+        pairs = [
+            (w.numpy().tobytes(), t.item()) for weights, target in batches for w, t in zip(weights, target, strict=True)
+        ]
+        assert dict(pairs) == samples
+        assert len(pairs) == len(found)
+        orders.append([key for key, _ in pairs])
+    assert orders[0] == orders[2] != orders[1]
+    parts = [torch.cat([w for w, _ in found.stream(8, seed=3, part=(part, 3))]) for part in range(3)]
+    assert {w.numpy().tobytes() for w in torch.cat(parts)} == set(samples)
+    assert sum(map(len, parts)) == len(found)
+    plain = torch.cat([weights for weights, _ in found.stream(8, shuffle=False)])
+    np.testing.assert_array_equal(plain.numpy(), found.read(np.arange(len(found))))
+
+
+class Both:
+    """Items 0 and 1 are all samples of a dataset, items 2 and 3 what a stream of it gives: an item of each a worker."""
+
+    def __init__(self, dataset: WeightDataset, stream: Any) -> None:
+        self.dataset, self.stream = dataset, stream
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, at: int) -> Any:
+        return [self.dataset[i] for i in range(len(self.dataset))] if at < 2 else list(self.stream)
+
+
+def test_two_workers_that_spawn_and_stay_give_what_one_process_gives(zoo: Zoo) -> None:
     found = catalog.dataset(zoo, nets(zoo), target="width", normalise="layer", transform=torch.neg)
-    expected = [(weights, target) for weights, target in DataLoader(found, batch_size=16)]
-    loader = DataLoader(found, batch_size=16, num_workers=2, multiprocessing_context="spawn", persistent_workers=True)
-    for _ in range(2):
-        epoch = list(loader)
-        assert len(epoch) == len(expected)
-        for (weights, target), (right, wanted) in zip(epoch, expected, strict=True):
+    samples, stream = [found[at] for at in range(len(found))], found.stream(8)
+    both: Any = Both(found, stream)
+    loader = DataLoader(both, batch_size=None, num_workers=2, multiprocessing_context="spawn", persistent_workers=True)
+    orders = []
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        first, second, *streams = list(loader)
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one[0], other[0])
+        for (weights, target), (right, wanted) in zip(first, samples, strict=True):
             assert torch.equal(weights, right)
             assert torch.equal(target, wanted)
+        parts = [[row.numpy().tobytes() for weights, _ in part for row in weights] for part in streams]
+        orders.append(parts[0] + parts[1])
+        assert sorted(orders[-1]) == sorted(row.numpy().tobytes() for row, _ in samples)
+        assert abs(len(parts[0]) - len(parts[1])) <= 1
+    assert orders[0] != orders[1]

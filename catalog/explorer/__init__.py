@@ -22,6 +22,7 @@ from catalog.folder import Folder
 from catalog.store import Zoo
 
 TABLE_BYTES = 2_600_000  # of the encoded table: with the weights and the library below the 5 MB of a page
+MOST_ROWS = 150_000  # that a browser filters without a pause
 
 __all__ = ["explore"]
 
@@ -40,7 +41,7 @@ def explore(
     """Write one HTML page with a zoo's card, phase map, table, models and health.
 
     The page holds all it needs, runs from file:// and asks the network for nothing. It has the rows of all runs as
-    long as they fit into `TABLE_BYTES`, else of some; it says which.
+    long as they fit into `TABLE_BYTES`, else of some, chosen by `seed`, and says so.
 
     Args:
         zoo_url: what `catalog.open` takes, or an open zoo.
@@ -106,13 +107,14 @@ def _fitting(table: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, list[dict[st
     """As many whole runs as fit into the page, chosen at random, in the order of the table; and their columns."""
     runs = table["run"].unique(maintain_order=True)
     order = np.random.default_rng(seed).permutation(len(runs))
-    count, rows = len(runs), table
+    count = max(1, min(len(runs), len(runs) * MOST_ROWS // max(1, len(table))))
     while True:
+        kept = runs.gather(np.sort(order[:count]))
+        rows = table if count >= len(runs) else table.filter(pl.col("run").is_in(kept.implode()))
         columns, size = encode_columns(rows)
         if size <= TABLE_BYTES or count <= 1:
             return rows, columns
         count = max(1, min(count - 1, int(count * TABLE_BYTES / size * 0.97)))
-        rows = table.filter(pl.col("run").is_in(runs.gather(np.sort(order[:count])).implode()))
 
 
 def _found(verification: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ REASONS = 20
 
 
 def card_of(zoo: Zoo, table: pl.DataFrame) -> dict[str, Any]:
-    """Name, licence, citation, digest, counts, variants, and summaries of spec, info and metrics; cut to a page's size."""
+    """Name, licence, citation, digest, counts, variants, summaries of spec, info and metrics: not more than fits."""
     record = zoo.record
     info = {key: value for key, value in record.info.items() if key not in ("licence", "citation")}
     variants = [
@@ -81,7 +81,7 @@ def place_of(url: str) -> str:
 
 def _lines(content: Mapping[str, Any]) -> list[list[str]]:
     """Nested objects as (dotted key, value as JSON); at most `LINES`, and then a line that says how many more."""
-    found = list(_flat(content, ""))
+    found = list(_flat(content, "")) if content else []
     lines = [[key[:LINE], value] for key, value in found[:LINES]]
     return lines + ([["", f"and {len(found) - LINES} more"]] if len(found) > LINES else [])
 

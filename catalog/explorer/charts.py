@@ -30,7 +30,7 @@ def charts() -> tuple[Specs, str]:
     maps = {f"map_{kind}": _map(alt, kind) for kind in ("linear", "log", "signed", "named")}
     found = {**maps, "curve": _curve(alt), "histogram": _histogram(alt)}
     specs = {name: chart.to_dict() for name, chart in found.items()}
-    return specs, str(vl_convert.javascript_bundle())
+    return specs, str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _map(alt: Any, kind: str) -> Any:

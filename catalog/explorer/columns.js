@@ -39,7 +39,7 @@ const numberOfRows = content.table.rows;
 
 // Text with characters written out that cannot be seen or turn around what follows.
 function shown(text) {
-  return String(text).replace(UNSEEN, (c) => `‹U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}›`);
+  return String(text).replace(UNSEEN, (c) => `[U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}]`);
 }
 
 function shownNumber(value) {

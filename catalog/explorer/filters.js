@@ -88,7 +88,7 @@ function sqlOf({name, operator, value}) {
     case 'known': return `${column} IS NOT NULL`;
     case 'yes': return `${column} = true`;
     case 'no': return `${column} = false`;
-    case 'contains': return `strpos(${column}, ${literal}) > 0`;
+    case 'contains': return `strpos(${column}, ${sqlText(value.replace(/[.*+?()|[\]{}^$\\#&~-]/g, '\\$&'))}) > 0`; // a regular expression in polars
     case 'starts': return `starts_with(${column}, ${literal})`;
     default: return `${column} ${OPERATORS[operator][2]} ${literal}`;
   }
@@ -113,7 +113,7 @@ function pythonCode(conditions, sort) {
 function commandCode(conditions, sort, visible) {
   const where = conditions.map(sqlOf).join(' and ');
   const names = [where, sort?.name ?? '', ...visible, content.place].join('');
-  if (names.search(UNSEEN) >= 0) return 'There are characters here that a terminal would not show; use the Python above.';
+  if (names.search(UNSEEN) >= 0) return '# There are characters here that a terminal would not show: use the Python above.';
   const words = ['weightscape query', shellWord(content.place)];
   if (where) words.push(shellWord(where));
   words.push('--status all');

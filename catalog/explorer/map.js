@@ -1,5 +1,6 @@
 // The map: cells of two columns, coloured by a third or by how many runs there are.
 
+const MOST = 60; // cells along an axis of texts
 const COUNT = '(runs)';
 const SHARE = '(share of runs not ok)';
 const PHASES = ['I', 'II', 'III', 'IV-A', 'IV-B', 'diverged'];
@@ -57,7 +58,7 @@ function axisOf(name) {
   const distinct = [...new Set(values.filter((v) => v !== null && finite(v)))].sort(compare);
   if (type === 'number' && distinct.length > content.axes.cells) return binned(name, values, distinct);
   if (content.axes.small_on_top.includes(name)) distinct.reverse();
-  const kept = distinct.slice(0, 200);
+  const kept = distinct.slice(0, MOST);
   const at = new Map(kept.map((value, place) => [value, place]));
   const operator = (place) => (type === 'truth' ? {name, operator: kept[place] ? 'yes' : 'no'} : {name, operator: 'eq', value: kept[place]});
   return {
@@ -268,7 +269,7 @@ function mapNote(x, y, name, lines, outliers) {
   if (lines) parts.push('Lines divide phases.');
   if (outliers) parts.push('× marks outliers.');
   if (x.binned || y.binned) parts.push('Values are put into bins.');
-  if (x.more || y.more) parts.push('An axis shows its first 200 values.');
+  if (x.more || y.more) parts.push(`An axis shows its first ${MOST} values.`);
   return `${parts.join(' ')} Click a cell to see its rows in the table.`;
 }
 

@@ -10,7 +10,7 @@ function bytesShown(count) {
 function drawHead() {
   const {card, health} = content;
   byId('title').textContent = shown(content.title);
-  byId('subtitle').textContent = [`zoo ${shown(card.name)}`, shown(card.licence) || 'no licence stated', `digest ${card.digest.slice(0, 12)}`].join(' · ');
+  byId('subtitle').textContent = [content.title === card.name ? null : `zoo ${shown(card.name)}`, shown(card.licence) || 'no licence stated', `digest ${card.digest.slice(0, 12)}`].filter(Boolean).join(' · ');
   const tiles = [
     ['models', grouped(card.runs)], ['checkpoints', grouped(card.rows)], ['ok', grouped(health.runs.ok)],
     ['diverged', grouped(health.runs.diverged)], ['failed', grouped(health.runs.failed)],

@@ -49,13 +49,13 @@ def shown(text: str) -> str:
     """Text with what cannot be seen, or turns what follows around, written out.
 
     >>> shown("abc\\u202etxt.exe")
-    'abc‹U+202E›txt.exe'
+    'abc[U+202E]txt.exe'
     """
-    return "".join(c if c.isprintable() else f"‹U+{ord(c):04X}›" for c in text)
+    return "".join(c if c.isprintable() else f"[U+{ord(c):04X}]" for c in text)
 
 
 def _script(code: str) -> str:
-    """Code that can stand between script tags; a carriage return would be changed by the browser, and with it the hash."""
+    """Code that can stand between script tags. A browser changes carriage returns, and with them the hash."""
     return code.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

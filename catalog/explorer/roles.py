@@ -54,7 +54,7 @@ def axes_of(zoo: Zoo, table: pl.DataFrame, roles: Mapping[str, str]) -> dict[str
     if not all(isinstance(name, str) and name in varied for name in asked):
         by_use = sorted(numbers, key=lambda name: _rank(table, name))
         x = next((name for name in LOADS if name in numbers), by_use[0] if by_use else None)
-        rest = [name for name in by_use if name != x and not _same(table, x, name)]
+        rest = [name for name in by_use if x and name != x and not _same(table, x, name)]
         asked = [x, next((name for name in TEMPERATURES if name in rest), rest[0] if rest else None)]
     hot = [n for n in varied if n in SMALL_IS_HOT or (n == "temperature" and _same(table, "batch_size", n))]
     return {"choices": varied, "x": asked[0], "y": asked[1], "small_on_top": hot, "cells": CELLS}
@@ -105,9 +105,9 @@ def _rank(table: pl.DataFrame, name: str) -> tuple[bool, int]:
     return count > CELLS, -count
 
 
-def _same(table: pl.DataFrame, one: str | None, other: str) -> bool:
+def _same(table: pl.DataFrame, one: str, other: str) -> bool:
     """Whether two columns of numbers say the same on every row."""
-    if one is None or one not in table.columns or not (table[one].dtype.is_numeric() and table[other].dtype.is_numeric()):
+    if one not in table.columns or not all(table[name].dtype.is_numeric() for name in (one, other)):
         return False
     return table[one].cast(pl.Float64).equals(table[other].cast(pl.Float64), check_names=False)
 

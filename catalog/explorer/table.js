@@ -149,8 +149,10 @@ function onKey(event, onChoose) {
   const to = {ArrowDown: state.active + 1, ArrowUp: state.active - 1, Home: 0, End: last}[event.key];
   const pages = Math.ceil(state.view.length / PAGE);
   if (event.key === 'Enter' || event.key === ' ') {
+    event.preventDefault();
     onChoose(state.view[state.page * PAGE + state.active]);
     drawTable();
+    return; // the focus is on the model now
   } else if ((event.key === 'PageDown' || to > last) && state.page + 1 < pages) {
     turn(1);
   } else if ((event.key === 'PageUp' || to < 0) && state.page > 0) {
@@ -182,5 +184,5 @@ function csv() {
 function saveCsv() {
   const link = el('a', {download: 'rows.csv', href: URL.createObjectURL(new Blob([csv()], {type: 'text/csv'}))});
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }

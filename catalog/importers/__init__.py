@@ -20,7 +20,7 @@ from catalog.importers.hugging_face import from_hub
 from catalog.importers.pickles import Pickles
 from catalog.importers.ray_tune import from_ray
 from catalog.importers.small_cnn import from_small_cnn
-from catalog.importers.writer import Part, bytes_of, memory_of, plan, write
+from catalog.importers.writer import Part, bytes_of, check_memory, memory_of, plan, write
 from catalog.record import IMPORTED
 from catalog.store import Zoo, open_zoo
 from catalog.table import rebuild_table
@@ -117,6 +117,7 @@ def import_zoo(
         dtype, parts = plan(found, architecture)
         if dry_run:
             return _preview(os.fspath(target), found, dtype, parts)
+        check_memory(parts)
         info = {
             "source": description or where,
             "format": found.format,
@@ -129,6 +130,24 @@ def import_zoo(
         zoo = write(target, name or where[:200], found, parts, info, spec, progress, **(storage_options or {}))
     rebuild_table(zoo)
     return _report(open_zoo(target, **(storage_options or {})), found, dtype, parts)
+
+
+def told(report: ImportReport, limit: int = 10) -> str:
+    """A report for people, with the first of what failed and what was passed over."""
+    verb = "can be stored" if report.dry_run else "stored"
+    variants = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in report.variants.items())
+    lines = [
+        f"{report.zoo}: {report.stored:,} of {report.members:,} networks {verb}, found as {report.format}",
+        f"{variants} (models x checkpoints x weights), {report.bytes:,} bytes of {report.dtype}, "
+        f"{report.memory:,} bytes in memory at once",
+    ]
+    if report.missing:
+        lines.append(f"{report.missing:,} rows without a checkpoint in the source")
+    lines += report.notes
+    for what, listed in (("failed", report.failed), ("passed over", report.skipped)):
+        lines += [f"{what}: {name}: {reason}" for name, reason in listed[:limit]]
+        lines += [f"{what}: and {len(listed) - limit:,} more"] if len(listed) > limit else []
+    return "\n".join(lines)
 
 
 def describe(source: Source, format: str | None, options: Options, pickles: Pickles) -> Found:

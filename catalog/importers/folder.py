@@ -35,11 +35,11 @@ RUNS, EPOCHS = ("run", "run_id", "lineage", "trial", "model", "model_id"), ("epo
 def from_folder(source: Any, options: Options, pickles: Pickles) -> Found:
     """Every file of weights below a folder; a table's column that names files joins its other columns."""
     place = local_folder(source, "a folder of weights")
-    names = list(place.files())
+    skipped: list[tuple[str, str]] = []
+    names = list(place.files(skipped))
     weights = [name for name in names if name.suffix in WEIGHTS]
     if not weights:
         raise DoesNotFitError(f"there are no files {', '.join(WEIGHTS)}")
-    skipped: list[tuple[str, str]] = []
     table = _table(place, names, weights, options, skipped)
     own, columns, remarks = (
         _from_names(weights) if table is None else _from_table(place, weights, table, options, skipped)
@@ -169,7 +169,7 @@ def _from_table(
         epoch_column = None
     own, kept, seen, named = [], [], set(), set()
     for number, row in enumerate(table.iter_rows(named=True)):
-        called = _key(row[column])
+        called = "" if row[column] is None else _key(row[column])
         file = known.get(called)
         reason = "" if file else _why_not(place, called, called in known)
         source = file.as_posix() if file else f"{called[:200]} (row {number} of {name})"

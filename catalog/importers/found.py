@@ -13,8 +13,9 @@ from weightspace.layout import Layout
 
 OWN = {"run": pl.String, "epoch": pl.Int64, "source": pl.String, "layout": pl.Int64, "reason": pl.String}
 NO_LAYOUT = -1  # of a network that could not be read, or that is not there
-SPARSE = 4  # times as many rows as networks, above which checkpoints are not lined up by epoch
-SMALL = 4096  # rows that do no harm
+SPARSE = 2  # times as many rows as networks, above which checkpoints are not lined up by epoch
+SMALL, SMALL_WEIGHTS = 4096, 1 << 24  # rows, and weights of rows, that do no harm
+MAX_NOTES = 50
 Tensors = dict[str, np.ndarray]
 
 
@@ -96,7 +97,12 @@ class Notes:
             self.counts[remark] = self.counts.get(remark, 0) + 1
 
     def told(self) -> tuple[str, ...]:
-        return tuple(f"{remark} ({count:,} files)" for remark, count in sorted(self.counts.items()))
+        most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        more = len(most) - MAX_NOTES
+        return (
+            *(f"{remark} ({count:,} files)" for remark, count in most[:MAX_NOTES]),
+            *([f"and {more:,} other remarks on single files"] if more > 0 else ()),
+        )
 
 
 def make_members(rows: Iterable[Mapping[str, Any]], columns: pl.DataFrame | None = None) -> pl.DataFrame:

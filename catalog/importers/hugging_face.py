@@ -30,9 +30,10 @@ from catalog.importers.values import flat, tabulate
 from catalog.record import brief, strict_json
 
 ONE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+ADAPTERS = ("adapter_model.safetensors", "diffusion_pytorch_model.safetensors")  # where there is no whole model
 PICKLED = "pytorch_model.bin"
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.safetensors")
-CONFIG_BYTES, INDEX_BYTES, MAX_SHARDS = 4 << 20, 64 << 20, 4096
+CONFIG_BYTES, INDEX_BYTES, MAX_SHARDS = 4 << 20, 12 << 20, 4096
 STEP = re.compile(r"(?:checkpoint|step|global_step|epoch)[-_]?0*(\d{1,12})")
 CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 DULL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # of a config: paths and versions
@@ -91,8 +92,8 @@ def _open(repository: Repository, pickles: Pickles) -> TensorFile:
         if repository.has(INDEX):
             wanted = _index(repository)
             return open_safetensors({name: repository.blob(name) for name in sorted(set(wanted.values()))}, wanted)
-        if repository.has(ONE):
-            return open_safetensors({ONE: repository.blob(ONE)})
+        if name := next((name for name in (ONE, *ADAPTERS) if repository.has(name)), None):
+            return open_safetensors({name: repository.blob(name)})
         if isinstance(repository.place, Place) and repository.has(PICKLED):
             return pickles.open(repository.place.file(PICKLED), f"{repository.where}/{PICKLED}")
     except SourceError:  # pickles that are not allowed
@@ -189,7 +190,7 @@ def _folder(path: Path) -> bool:
 
 def is_repository(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
-    return bool({ONE, INDEX} & names) or {CONFIG, PICKLED} <= names
+    return bool({ONE, INDEX, *ADAPTERS} & names) or {CONFIG, PICKLED} <= names
 
 
 def _local(source: Place, folder: Path) -> Repository:

@@ -34,6 +34,8 @@ def main(memory: int) -> None:
         path, whole = json.loads(line)
         try:
             tensors, dropped, tied = _read(torch, path)
+            if (size := sum(t.numel() * t.element_size() for t in tensors.values())) > memory:
+                raise MemoryError(f"its tensors have {size:,} bytes")  # expanded ones take none until they are written
             head = {
                 "tensors": [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()],
                 "dropped": dropped[:20],

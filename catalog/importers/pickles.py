@@ -20,7 +20,7 @@ from catalog.importers.tensors import TensorFile, as_array, make_layout, new_nam
 from catalog.record import strict_json
 from weightspace.layout import Layout
 
-ANSWER_BYTES = 64 << 20  # of the JSON of an answer
+ANSWER_BYTES = 8 << 20  # of the JSON of an answer
 START = 120.0  # seconds that importing torch may take
 WORKER = Path(__file__).with_name("pickle_worker.py")
 # Nothing of our environment but what Python and the linker need: it may hold keys.
@@ -131,11 +131,13 @@ class Pickles:
         assert self._process is not None
         assert self._process.stdout is not None
         pipe, data = self._process.stdout.fileno(), bytearray()
+        ready = select.poll()  # not select.select, which knows the first 1024 files of a process only
+        ready.register(pipe, select.POLLIN)
         while len(data) < size:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            if not select.select([pipe], [], [], min(left, 0.2))[0]:
+            if not ready.poll(min(left, 0.2) * 1000):
                 self._watch()
                 continue
             part = os.read(pipe, min(size - len(data), 1 << 20))

@@ -53,19 +53,24 @@ class Place:
             raise BrokenError(f"{text[:200]} is not there") from error
         return real
 
-    def files(self) -> Iterator[PurePosixPath]:
-        """Relative names of all files, sorted; linked folders are not entered, hidden ones and files passed over."""
+    def files(self, skipped: list[tuple[str, str]]) -> Iterator[PurePosixPath]:
+        """Relative names of all files, sorted, without hidden ones. What else is not entered is noted in `skipped`."""
         count = 0
         for base, folders, names in os.walk(self.root):
             inside = Path(base).relative_to(self.root)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            if len(inside.parts) >= DEPTH:
+            linked = [name for name in folders if os.path.islink(os.path.join(base, name))]
+            skipped += [(str(inside / name), "a link to a folder, which is not followed") for name in linked]
+            if len(inside.parts) >= DEPTH and folders:
+                skipped.append((str(inside), f"folders below it: {DEPTH} inside one another is all that is read"))
                 folders.clear()
             for name in sorted(name for name in names if not name.startswith(".")):
                 if (count := count + 1) > MAX_FILES:
                     raise SourceError(f"{self.root} holds more than {MAX_FILES:,} files; import its parts alone")
                 if name.isprintable():
                     yield PurePosixPath(inside.as_posix()) / name
+                else:
+                    skipped.append((repr(name), "a name with characters that cannot be printed"))
 
 
 @dataclass(frozen=True)

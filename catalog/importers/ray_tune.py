@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
@@ -48,7 +48,7 @@ INTERNAL |= {
     "warmup_time",
 }
 INTERNAL |= {"experiment_id", "experiment_tag", "trial_id", "checkpoint_dir_name", *EPOCH_FIELDS}
-PARAMS_BYTES, RESULT_BYTES = 4 << 20, 256 << 20
+PARAMS_BYTES, LINE_BYTES, RESULT_BYTES = 4 << 20, 1 << 20, 256 << 20
 OF_TRIAL = ("model", "trial", "trial_name", "logdir", "name", "run", "trial_id")  # in a table beside the trials
 
 
@@ -104,7 +104,7 @@ def _rows(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
     """
     epochs = sorted({epoch for trial in trials for epoch in trial.states})
     count = sum(len(trial.states) for trial in trials)
-    shared = len(trials) * len(epochs) <= max(SPARSE * count, SMALL)
+    shared = len(trials) * len(epochs) <= max(SPARSE * count, SMALL)  # if too many, the writer leaves them out
     return ((trial, epoch) for trial in trials for epoch in (epochs if shared else sorted(trial.states)))
 
 
@@ -113,7 +113,7 @@ def _trials(place: Place, notes: Notes, skipped: list[tuple[str, str]]) -> list[
     trials: dict[PurePosixPath, Trial] = {}
     states: dict[tuple[PurePosixPath, int], list[PurePosixPath]] = {}
     texts: list[PurePosixPath] = []
-    for name in place.files():
+    for name in place.files(skipped):
         found = CHECKPOINT.fullmatch(name.parent.name)
         if found:
             states.setdefault((name.parent.parent, int(found[1])), []).append(name)
@@ -124,15 +124,14 @@ def _trials(place: Place, notes: Notes, skipped: list[tuple[str, str]]) -> list[
     for (folder, epoch), names in states.items():
         states_of = [name for known in STATES for name in names if name.name == known]
         trials[folder].states[epoch] = states_of[0] if states_of else None
+    wanted = {epoch for _, epoch in states}
     for name in sorted(texts):
         trial = trials[name.parent]
         try:
             if name.name == "params.json":
-                trial.params = flat(_json_object(_text(place, name, PARAMS_BYTES)))
+                trial.params = flat(_json_object(_small(place, name, PARAMS_BYTES).read_text("utf-8")))
             else:
-                trial.records = _records(_text(place, name, RESULT_BYTES), notes)
-                first = next(iter(trial.records.values()), {})
-                trial.trial_id = str(first["trial_id"])[:200] if "trial_id" in first else None
+                trial.records, trial.trial_id = _records(_small(place, name, RESULT_BYTES), wanted, notes)
         except (BrokenError, ValueError) as error:
             skipped.append((name.as_posix(), str(error)[:300]))
     return [trial for _, trial in sorted(trials.items()) if trial.states]
@@ -165,11 +164,12 @@ def _state(place: Place, name: PurePosixPath | None, pickles: Pickles) -> Tensor
     return pickles.open(blob.path, name.as_posix())
 
 
-def _text(place: Place, name: PurePosixPath, limit: int) -> str:
+def _small(place: Place, name: PurePosixPath, limit: int) -> Path:
+    """A file of at most so many bytes."""
     path = place.file(name)
     if (size := path.stat().st_size) > limit:
         raise BrokenError(f"{size:,} bytes, more than the {limit:,} allowed")
-    return path.read_bytes().decode("utf-8", "strict")
+    return path
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -183,36 +183,41 @@ def _json_object(text: str) -> dict[str, Any]:
     return content
 
 
-def _records(text: str, notes: Notes) -> dict[int, dict[str, Any]]:
-    """Epoch -> what was reported then. Of several lines for an epoch, as after a restart, the last counts."""
+def _records(path: Path, wanted: set[int], notes: Notes) -> tuple[dict[int, dict[str, Any]], str | None]:
+    """Epoch -> what was reported then, for the epochs wanted; and the id of the trial.
+
+    Of several lines for an epoch, as after a restart, the last counts.
+    """
     records: dict[int, dict[str, Any]] = {}
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = _json_object(line)
-        except ValueError:
-            last = number == len(lines) - 1
-            notes.add(
-                [f"a {'last' if last else 'middle'} line of result.json is cut short or damaged and was left out"]
-            )
-            continue
-        epoch = next((record[name] for name in EPOCH_FIELDS if name in record), None)  # an epoch of 0 is one too
-        if type(epoch) is not int:
-            notes.add(["a line of result.json that names no epoch was left out"])
-            continue
-        if epoch in records:
-            notes.add(["an epoch stands twice in result.json; the later line counts"])
-        records[epoch] = flat({key: value for key, value in record.items() if key not in INTERNAL or key == "trial_id"})
-    return records
+    trial_id = None
+    with path.open("rb") as file:
+        while line := file.readline(LINE_BYTES):
+            if not line.strip():
+                continue
+            try:
+                record = _json_object(line.decode())
+            except ValueError:  # of which a UnicodeDecodeError is one
+                notes.add(["a line of result.json is cut short or damaged, and was left out"])
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_BYTES)
+                continue
+            epoch = next((record[name] for name in EPOCH_FIELDS if name in record), None)  # an epoch of 0 is one too
+            if type(epoch) is not int:
+                notes.add(["a line of result.json that names no epoch was left out"])
+                continue
+            trial_id = trial_id or str(record.get("trial_id") or "")[:200] or None
+            if epoch in records:
+                notes.add(["an epoch stands twice in result.json; the later line counts"])
+            if epoch in wanted:
+                records[epoch] = flat({key: value for key, value in record.items() if key not in INTERNAL})
+    return records, trial_id
 
 
 def _apart(record: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """What a record says beside the parameters; a name that both have with other values is told apart."""
     out = {}
     for name, value in record.items():
-        if name == "trial_id" or (name in params and params[name] == value):
+        if name in params and params[name] == value:
             continue
         out[f"result_{name}" if name in params else name] = value
     return out

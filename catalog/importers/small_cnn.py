@@ -89,7 +89,7 @@ def _matrix(place: Place, name: str) -> np.ndarray:
     except (ValueError, OSError, EOFError, BrokenError) as error:
         raise SourceError(f"{name} is no matrix of weights: {brief(error)}") from error
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
-        raise SourceError(f"{name} must be a matrix of floats, (networks, weights); got {brief(matrix.shape)}")
+        raise SourceError(f"{name} must be a matrix of floats, (networks, weights); got {matrix.shape}")
     return matrix
 
 

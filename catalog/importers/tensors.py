@@ -16,7 +16,7 @@ from catalog.record import brief, strict_json
 from weightspace.arrays import FLOATS, INTEGERS
 from weightspace.layout import Layout
 
-HEADER_BYTES = 100 << 20  # of a safetensors file, the limit of that library
+HEADER_BYTES = 4 << 20  # of a safetensors file: 25,000 tensors. More could become gigabytes of Python objects
 PREFIXES = ("module.", "_orig_mod.")  # put before every name by wrappers for many devices, and by compiling
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 KINDS = {"BOOL": "bool", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -60,25 +60,24 @@ def read_header(blob: Blob) -> tuple[dict[str, Entry], dict[str, str]]:
     Raises:
         BrokenError: the header is damaged, or does not fit the file.
     """
+    called = blob.name.rsplit("/", 1)[-1]  # the whole name stands beside it, in the column `source`
     head = blob.read(0, min(8, blob.size))
     length = int.from_bytes(head, "little")
     if len(head) < 8 or not 2 <= length <= min(HEADER_BYTES, blob.size - 8):
-        raise BrokenError(f"{blob.name} is no safetensors file: {blob.size:,} bytes, a header of {length:,}")
+        raise BrokenError(f"{called} is no safetensors file: {blob.size:,} bytes, a header of {length:,}")
     try:
         header = strict_json(blob.read(8, 8 + length))
         metadata = {str(k): str(v) for k, v in dict(header.pop("__metadata__", None) or {}).items()}
         entries = {name: _entry(name, value, 8 + length) for name, value in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenError(f"{blob.name} has a header that is none: {brief(error)}") from error
+        raise BrokenError(f"{called} has a header that is none: {brief(error)}") from error
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
-            raise BrokenError(f"{blob.name}: tensor {name[:80]!r} begins at byte {entry.start:,}, expected {end:,}")
+            raise BrokenError(f"{called}: tensor {name[:80]!r} begins at byte {entry.start:,}, expected {end:,}")
         end = entry.stop
     if end != blob.size:
-        raise BrokenError(
-            f"{blob.name} has {blob.size:,} bytes, its tensors end at {end:,}; it is cut short or damaged"
-        )
+        raise BrokenError(f"{called} has {blob.size:,} bytes, its tensors end at {end:,}; it is cut short or damaged")
     order = sorted(entries, key=lambda name: (entries[name].start, entries[name].stop))
     return {name: entries[name] for name in order}, metadata
 
@@ -179,11 +178,14 @@ def _is_buffer(name: str, dtype: str) -> bool:
 def plain_names(names: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Name in the file -> name without the prefix that all have, and a note on that."""
     out, notes = {name: name for name in names}, []
-    for prefix in PREFIXES:
-        if out and all(name.startswith(prefix) and len(name) > len(prefix) for name in out.values()):
-            out = {old: name.removeprefix(prefix) for old, name in out.items()}
-            notes.append(f"the prefix {prefix!r} was taken from all names")
+    while prefix := next((p for p in PREFIXES if out and all(_longer(name, p) for name in out.values())), ""):
+        out = {old: name.removeprefix(prefix) for old, name in out.items()}
+        notes.append(f"the prefix {prefix!r} was taken from all names")
     return out, tuple(notes)
+
+
+def _longer(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and len(name) > len(prefix)
 
 
 def new_name(name: str, names: Mapping[str, str]) -> str:

@@ -17,10 +17,11 @@ from catalog.errors import SourceError
 from catalog.fragments import ADDRESS, PLAIN
 from catalog.record import brief
 
-TABLE_BYTES = 256 << 20  # of a csv, after decompression; that of the largest zoo published so has 100 MB
+TABLE_BYTES = 128 << 20  # of a csv, after decompression; that of the largest zoo published so has 100 MB
+CELLS = 1 << 23  # of a table; that has 7 million. A cell may take two bytes in a file and takes 16 in memory
 MAX_COLUMNS = 200  # a fragment has at most 256
+MAX_NAMES = 5000  # of columns that are looked at
 MAX_TEXT = 4096  # characters of a value
-MAX_ROWS = 1 << 22
 TAKEN = {*ADDRESS, "run", "epoch", "status", "reason", "source", "zoo", "layout", "split", "duplicate_of", "trial_id"}
 WHOLE = r"^[+-]?(0|[1-9][0-9]{0,18})$"  # 007 is a name, and so are more digits than an integer has
 REAL = (
@@ -61,11 +62,11 @@ def read_table(path: Path) -> pl.DataFrame:
             return _read_parquet(path)
         text = _bytes(path)
         separator = "\t" if ".tsv" in path.suffixes else ","
-        found = pl.read_csv(text, separator=separator, infer_schema=False, n_rows=MAX_ROWS + 1, null_values=[""])
+        columns = text[: text.find(b"\n")].count(separator.encode()) + 1
+        _check_cells(path, text.count(b"\n") + text.count(b"\r") + 1, columns)
+        found = pl.read_csv(text, separator=separator, infer_schema=False, null_values=[""])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path.name} is not a table that can be read: {brief(error)}") from error
-    if len(found) > MAX_ROWS:
-        raise SourceError(f"{path.name} has more than {MAX_ROWS:,} rows")
     return found.select(typed(column) for column in found)
 
 
@@ -88,10 +89,15 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise SourceError(f"{path.name} holds more than the {TABLE_BYTES:,} bytes allowed for a table")
     schema = pl.read_parquet_schema(io.BytesIO(data := path.read_bytes()))
     rows = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
-    if rows > MAX_ROWS or rows * max(len(schema), 1) > TABLE_BYTES:  # run lengths make many rows of few bytes
-        raise SourceError(f"{path.name} has {rows:,} rows of {len(schema)} columns, more than is read")
+    _check_cells(path, rows, len(schema))  # run lengths make many rows of few bytes
     plain = [name for name, dtype in schema.items() if dtype in PLAIN and dtype != pl.Binary]
     return pl.read_parquet(io.BytesIO(data), columns=plain)
+
+
+def _check_cells(path: Path, rows: int, columns: int) -> None:
+    """Raise SourceError for a table that would take much more memory than it has bytes."""
+    if rows * columns > CELLS or columns > MAX_NAMES:
+        raise SourceError(f"{path.name} has {rows:,} rows of {columns:,} columns, more than is read")
 
 
 def typed(column: pl.Series) -> pl.Series:
@@ -126,7 +132,7 @@ def tabulate(rows: Sequence[Mapping[str, Any]]) -> tuple[pl.DataFrame, list[str]
     Whole numbers and others together become floats; numbers and text together become text.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = pl.DataFrame([_column(name, [row.get(name) for row in rows]) for name in names])
+    columns = pl.DataFrame([_column(name, [row.get(name) for row in rows]) for name in names[:MAX_NAMES]])
     return limited(columns)
 
 
@@ -171,6 +177,8 @@ def flat(content: Mapping[str, Any], depth: int = 4) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for name, value in content.items():
+        if len(out) >= MAX_NAMES:
+            break
         if isinstance(value, Mapping) and depth:
             out |= {f"{name}_{inner}": v for inner, v in flat(value, depth - 1).items()}
         elif isinstance(value, list | Mapping):

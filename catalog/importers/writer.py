@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import polars as pl
 
 from catalog.errors import SourceError
 from catalog.fragments import software
-from catalog.importers.found import NO_LAYOUT, OWN, SMALL, SPARSE, BrokenError, Found, Tensors
+from catalog.importers.found import NO_LAYOUT, OWN, SMALL, SMALL_WEIGHTS, SPARSE, BrokenError, Found, Tensors
 from catalog.record import Variant, brief
 from catalog.store import Zoo
 from catalog.write import create, make_variant, write_shard
@@ -28,7 +29,7 @@ class Part:
     """A variant with the members that fill it: (models, checkpoints) row numbers of `Found.members`, -1 for none.
 
     Args:
-        epochs: (models, checkpoints); what stands where there is no member is no epoch that the run has.
+        epochs: (models, checkpoints), also where there is no member.
     """
 
     variant: Variant
@@ -56,10 +57,12 @@ def plan(found: Found, architecture: Mapping[str, Any]) -> tuple[str, list[Part]
     for number in numbers:
         layout = found.layouts[number]
         runs = tuple(sorted(run for run, owner in owners.items() if owner == number))
-        places, epochs = _grid(members, runs)
         name = "net" if len(numbers) == 1 else f"net-{layout.size}-{layout.fingerprint[:8]}"
-        variant = make_variant(name, layout, len(runs), places.shape[1], dtype, architecture)
-        parts.append(Part(variant, layout, runs, places, epochs))
+        grids = _grids(members, runs, layout.size)
+        for together, places, epochs in grids:
+            apart = name if len(grids) == 1 else f"{name}-{places.shape[1]}"
+            variant = make_variant(apart, layout, len(together), places.shape[1], dtype, architecture)
+            parts.append(Part(variant, layout, together, places, epochs))
     return dtype, parts
 
 
@@ -82,33 +85,29 @@ def _layout_of_runs(members: pl.DataFrame) -> dict[str, int]:
     return owners | dict(counted.unique("run", keep="first", maintain_order=True).select("run", "layout").iter_rows())
 
 
-def _grid(members: pl.DataFrame, runs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run and epoch goes: row numbers and epochs, (models, checkpoints).
+def _grids(members: pl.DataFrame, runs: tuple[str, ...], size: int) -> list[tuple[tuple[str, ...], Any, Any]]:
+    """Runs that go into a grid, with the row numbers and the epochs, (models, checkpoints).
 
-    Checkpoints are lined up by epoch, so that a position means the same for all runs, unless that makes far more rows
-    than there are networks; then those of a run follow one another.
+    Checkpoints are lined up by epoch, so that a position means the same for all runs, with holes where a run lacks one.
+    Where that would be mostly holes, runs with as many checkpoints are a grid, each with its own epochs in order.
     """
     mine = members.with_row_index("at").filter(pl.col("run").is_in(list(runs)))
-    union = mine["epoch"].unique().sort().to_numpy()
-    numbers = {run: number for number, run in enumerate(runs)}
-    model = np.array([numbers[run] for run in mine["run"]], np.int64)
-    epoch, at = mine["epoch"].to_numpy(), mine["at"].to_numpy().astype(np.int64)
-    lined_up = len(runs) * len(union) <= max(SPARSE * len(mine), SMALL)
-    if lined_up:
-        checkpoint = np.searchsorted(union, epoch)
-        epochs = np.broadcast_to(union, (len(runs), len(union))).copy()
-    else:
-        order = np.lexsort((epoch, model))
-        model, epoch, at = model[order], epoch[order], at[order]
-        first = np.searchsorted(model, model)
-        checkpoint = np.arange(len(model)) - first
-        width = int(checkpoint.max()) + 1
-        lowest = min(int(epoch.min()), 0)  # below it there is room for what no run has
-        epochs = np.broadcast_to(lowest - 1 - np.arange(width), (len(runs), width)).copy()
-        epochs[model, checkpoint] = epoch
-    places = np.full(epochs.shape, -1, np.int64)
-    places[model, checkpoint] = at
-    return places, epochs
+    epochs = mine["epoch"].unique().sort().to_numpy()
+    real, rows = len(mine.filter(pl.col("source") != "")), len(runs) * len(epochs)
+    if rows <= SPARSE * real or (rows <= SMALL and rows * size <= SMALL_WEIGHTS):
+        numbers = {run: number for number, run in enumerate(runs)}
+        model = np.array([numbers[run] for run in mine["run"]], np.int64)
+        places = np.full((len(runs), len(epochs)), -1, np.int64)
+        places[model, np.searchsorted(epochs, mine["epoch"].to_numpy())] = mine["at"].to_numpy()
+        return [(runs, places, np.broadcast_to(epochs, places.shape))]
+    found = []
+    by_run = mine.filter(pl.col("source") != "").sort("run", "epoch").group_by("run", maintain_order=True)
+    lineages = by_run.agg("at", "epoch").with_columns(pl.col("at").list.len().alias("count"))
+    for _, alike in lineages.sort("count", "run").group_by("count", maintain_order=True):
+        found.append(
+            (tuple(alike["run"]), np.array(alike["at"].to_list(), np.int64), np.array(alike["epoch"].to_list()))
+        )
+    return found
 
 
 def write(
@@ -217,6 +216,16 @@ def _other_layout(found: Layout, expected: Layout) -> str:
 def bytes_of(parts: list[Part]) -> int:
     """Bytes of weights that will be written."""
     return sum(math.prod(part.variant.grid.shape) * part.variant.grid.itemsize for part in parts)
+
+
+def check_memory(parts: list[Part]) -> None:
+    """Raise SourceError where a shard, which holds all checkpoints of a run, is larger than this machine's memory."""
+    have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_of(parts)
+    if need > have:
+        raise SourceError(
+            f"a run with all its checkpoints takes {need:,} bytes of memory, this machine has {have:,}; import on a "
+            "larger one, or a source with fewer checkpoints of a run"
+        )
 
 
 def memory_of(parts: list[Part]) -> int:

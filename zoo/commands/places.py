@@ -84,14 +84,20 @@ def export(
             print(f"{out}: run {run} at epoch {row['epoch'][0]}")
 
 
-def verify(zoo: ZooArgument, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Check every byte of a zoo against what was committed. Exit status 1 when something is wrong."""
+def verify(
+    zoo: ZooArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Read no weights: sizes, and all small files.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every byte of a zoo against what was committed or published. Exit status 1 when something is wrong."""
     with errors(as_json):
         import catalog
         from zoo.bars import counted
 
         with counted("files", console(), quiet) as progress:
-            found = catalog.verify(zoo, progress)
+            found = catalog.verify(zoo, progress, quick=quick, **settings_of(storage or []))
         if as_json:
             problems = [vars(problem) for problem in found.problems]
             print(json.dumps({**vars(found), "problems": problems, "ok": found.ok}))

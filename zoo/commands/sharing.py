@@ -117,9 +117,9 @@ def pull(
 
         def on_cost(cost: Pulled) -> None:
             if not (quiet or as_json):
-                have = f", {size(cost.from_cache)} of them in the cache" if cost.from_cache else ""
+                have = f", {size(cost.cached_bytes)} of them in the cache" if cost.cached_bytes else ""
                 there = f"; {cost.there} files are there" if cost.there else ""
-                what = f"{cost.rows} rows in {len(cost.shards)} shards: {cost.files} files, {size(cost.bytes)}"
+                what = f"{cost.rows} rows in {cost.shards} of {cost.all_shards} shards: {cost.files} files, {size(cost.bytes)}"
                 console().print(f"{what}{have}{there}", highlight=False, soft_wrap=True)
 
         with (
@@ -136,10 +136,9 @@ def pull(
                 **settings_of(storage or []),
             )
         if as_json:
-            names = ("url", "dest", "rows", "shards", "files", "bytes", "from_cache", "there", "seconds")
-            print(json.dumps({name: getattr(made, name) for name in names} | {"dry_run": dry_run}))
+            print(json.dumps(made.to_json() | {"dry_run": dry_run}))
         elif not (quiet or dry_run):
-            print(f"{dest}: {len(made.shards)} shards pulled; read it like any zoo")
+            print(f"{dest}: {made.shards} shards pulled; read it like any zoo")
 
 
 def listing(
@@ -249,6 +248,7 @@ def explore(
     seed: Annotated[int, typer.Option(help="Of that choice.")] = 0,
     check: Annotated[bool, typer.Option("--verify", help="Verify the zoo first, and show what was found.")] = False,
     title: Annotated[str | None, typer.Option(help="Of the page; the zoo's name when left out.")] = None,
+    metrics_at: MetricsAt = None,
     storage: Storage = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -267,7 +267,15 @@ def explore(
                 found = catalog.verify(zoo, progress, **options)
         with counted("models", console(), quiet or as_json) as progress:
             page = work(
-                zoo, out, models=models, seed=seed, verification=found, title=title, progress=progress, **options
+                zoo,
+                out,
+                models=models,
+                seed=seed,
+                verification=found,
+                title=title,
+                progress=progress,
+                metrics_at=metrics_at,
+                **options,
             )
         if as_json:
             print(json.dumps({"file": str(page), "bytes": page.stat().st_size}))
