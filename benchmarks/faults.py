@@ -1,4 +1,4 @@
-"""Hurt zoos and builds, and count what survives: `python -m benchmarks.faults kill|flips`.
+"""Hurt zoos, builds and downloads, and count what survives: `python -m benchmarks.faults kill|flips|pull`.
 
 These are the experiments behind the claims in README.md; the test suite runs short versions. Each appends one JSON line
 to benchmarks/results/faults.jsonl and exits with status 1 when anything was lost or missed.
@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 import catalog
 from benchmarks.record import record
@@ -112,6 +114,70 @@ def flips(zoo: str, count: int, seed: int) -> dict[str, object]:
     }
 
 
+def pull(models: int, kills: int, together: int, seed: int) -> dict[str, object]:
+    """Kill downloads with SIGKILL at random moments and go on; then several processes download one zoo at once.
+
+    The zoo is published, and comes from `weightscape serve`'s server over HTTP. After each kill the same command runs
+    again, and what it gives is verified to the byte; each kill has a folder and a cache of its own.
+
+    Args:
+        models: MLPs 64-32-32-10 with 11 checkpoints, 152 kB each.
+        together: processes with one cache, each with a folder of its own.
+    """
+    from benchmarks.storage import LAYOUT, write_zoo
+    from catalog.serve import Serving
+
+    moments = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_zoo(folder / "whole.zoo", np.random.default_rng(seed).normal(size=(models, 11, LAYOUT.size)).astype("f4"))
+        manifest = catalog.publish(folder / "whole.zoo", folder / "published").manifest
+        sent: list[int] = []
+        with Serving(folder / "published", log=lambda *said: sent.append(said[3])) as url:
+            begin = time.perf_counter()
+            assert _pull(url, folder / "first.zoo", folder / "first").wait() == 0
+            duration = time.perf_counter() - begin
+            expected = catalog.verify(folder / "first.zoo").digest
+            one = sum(sent)
+            hit: list[float] = []
+            different = 0
+            while len(hit) < kills:
+                dest, cache = folder / "killed.zoo", folder / "cache"
+                process, moment = _pull(url, dest, cache), moments.uniform(0, duration)
+                if not _wait(process, moment):
+                    process.kill()
+                    process.wait()
+                    hit.append(moment)
+                    assert _pull(url, dest, cache).wait() == 0, "a download that goes on failed"
+                    found = catalog.verify(dest)
+                    different += found.digest != expected or not found.ok
+                    print(f"{len(hit)} kills, {different} differ", file=sys.stderr, flush=True)
+                shutil.rmtree(dest, ignore_errors=True)
+                shutil.rmtree(cache, ignore_errors=True)
+            sent.clear()
+            side_by_side = [_pull(url, folder / f"{n}.zoo", folder / "shared") for n in range(together)]
+            failed = sum(process.wait() != 0 for process in side_by_side)
+            answers = sum(sent)
+            different += sum(catalog.verify(folder / f"{n}.zoo").digest != expected for n in range(together))
+    return {
+        "experiment": "pull",
+        "bytes": manifest.size,
+        "kills": len(hit),
+        "different": different + failed,
+        "undisturbed_seconds": round(duration, 2),
+        "moments": [round(moment, 2) for moment in hit],
+        "processes": together,
+        "failed": failed,
+        "bytes_sent_over_one_download": round(answers / one, 4),
+        "seed": seed,
+    }
+
+
+def _pull(url: str, dest: Path, cache: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "weightscape", "pull", url, str(dest), "--quiet"]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "WEIGHTSCAPE_CACHE": str(cache)})
+
+
 def _kind(name: Path) -> str:
     if name.name == "zarr.json":
         return "zarr.json"
@@ -181,11 +247,17 @@ def main() -> int:
     flipping = commands.add_parser("flips")
     flipping.add_argument("zoo")
     flipping.add_argument("--count", type=int, default=400)
-    for one in (killing, flipping):
+    pulling = commands.add_parser("pull")
+    pulling.add_argument("--models", type=int, default=500)
+    pulling.add_argument("--kills", type=int, default=20)
+    pulling.add_argument("--together", type=int, default=8)
+    for one in (killing, flipping, pulling):
         one.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.command == "kill":
         row = kill(given.preset, given.kills, given.chain, given.seed)
+    elif given.command == "pull":
+        row = pull(given.models, given.kills, given.together, given.seed)
     else:
         row = flips(given.zoo, given.count, given.seed)
     record("faults", row)
