@@ -185,8 +185,8 @@ class Zoo:
     ) -> Any:
         """Weights of rows, in their order.
 
-        Far away, what is fetched is at most 1.7 times the bytes of the rows, in ranges that are under way together, and at
-        most 64 MiB of it is in memory at a time. Of a packed zoo the chunks that hold the rows are fetched whole.
+        Far away, what is fetched is at most 1.7 times the bytes of the rows, in ranges that are under way together, at
+        most 64 MiB at a time. Of a packed zoo the chunks that hold the rows are fetched whole.
 
         Args:
             rows: rows of `scan()`; columns variant, model and checkpoint say which. One variant.
