@@ -185,6 +185,9 @@ class Zoo:
     ) -> Any:
         """Weights of rows, in their order.
 
+        Far away, what is fetched is at most 1.7 times the bytes of the rows, in ranges that are under way together, at
+        most 64 MiB at a time. Of a packed zoo the chunks that hold the rows are fetched whole.
+
         Args:
             rows: rows of `scan()`; columns variant, model and checkpoint say which. One variant.
             tensors: names to read, None for the whole vector; they come in layout order (`layout.select(tensors)`).
