@@ -19,7 +19,7 @@ from catalog.manifest import Columns, Manifest
 from catalog.metrics import decode_measurement, metric_files, with_metrics
 from catalog.parquet import columns_of
 from catalog.record import FORMAT, LIMIT
-from catalog.store import Zoo
+from catalog.store import FRAGMENT, Zoo
 from catalog.table import concat_rows, fingerprint
 
 FIRST = ("variant", "model", "checkpoint", "run", "epoch", "status", "reason", "stored", "crc32c")  # what reads need
@@ -45,7 +45,9 @@ class Item:
             return self.data
         where = f"{self.file.path} of {self.folder.url}"
         try:
-            data = self.folder.read(self.file.path)
+            # no more than what was committed comes into memory
+            long = self.folder.local and self.folder.size(self.file.path) > self.file.size
+            data = b"" if long else self.folder.read(self.file.path)
         except FileNotFoundError as error:
             raise PublishError(f"{where} is not there, and was committed; restore it from a copy") from error
         if described(self.file.path, data) != self.file:
@@ -73,7 +75,7 @@ def inventory(zoo: Zoo, allow_incomplete: bool) -> tuple[list[Item], pl.DataFram
         items += [Item(described(name, data), folder, data) for name, data in made.items()]
         tables = []
         for key in sorted(committed, key=lambda key: (places[key[0]], key[1])):
-            data = folder.read(committed[key])
+            data = folder.read(committed[key], FRAGMENT)
             fragment = decode_fragment(record, committed[key], data, zoo.url)
             items.append(Item(described(committed[key], data), folder))
             items += [Item(file, folder) for file in fragment.files]

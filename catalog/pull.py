@@ -26,7 +26,7 @@ from catalog.mirror import Mirror, Progress, check_space, in_cache, lacking
 from catalog.publication import read_manifest
 from catalog.record import LIMIT, Record, decode
 from catalog.slices import NAME, QUERIES, Shard, Slice, read_slice, without_password
-from catalog.store import Zoo, open_zoo
+from catalog.store import FRAGMENT, Zoo, open_zoo
 from catalog.table import query, rebuild_table
 
 TRIES = 5  # listings, while writers replace measured files
@@ -248,7 +248,7 @@ def _bare_plan(
     source: Zoo, rows: int, shards: tuple[Shard, ...], fragments: Sequence[str], beside: Sequence[str]
 ) -> _Plan:
     """Without a manifest: the fragments say which files there are, and all other files are read here, and checked."""
-    held = _read_all(source.folder, fragments)
+    held = _read_all(source.folder, fragments, FRAGMENT)
     found = [decode_fragment(source.record, name, held[name], source.url) for name in fragments]
     others: dict[str, bytes] = {}
     for top in beside:
@@ -284,9 +284,13 @@ def _measured(source: Zoo, top: str) -> dict[str, bytes]:
     raise StorageError(f"what is measured in {folder.url} changes all the time; pull again when nobody writes there")
 
 
-def _read_all(folder: Folder, names: Sequence[str]) -> dict[str, bytes]:
+MOST = 1 << 30  # bytes of a file that is read whole
+
+
+def _read_all(folder: Folder, names: Sequence[str], limit: int = MOST) -> dict[str, bytes]:
     nothing = [None] * len(names)
-    found: Iterable[Any] = map(folder.read, names) if folder.local else folder.fetch(names, nothing, nothing)
+    local = (folder.read(name, limit) for name in names)
+    found: Iterable[Any] = local if folder.local else folder.fetch(names, nothing, nothing)
     held = {}
     try:
         for name, data in zip(names, found, strict=True):

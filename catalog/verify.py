@@ -193,7 +193,7 @@ class _Task:
         paths = self.paths(key)
         where = f"shard {key[1]} of {key[0]} in {self.zoo.url}"
         try:
-            data = self._read(name)
+            data = self._read(name, needed=True)
             fragment = None if data is None else decode_fragment(self.zoo.record, name, data, self.zoo.url)
         except (CorruptError, FormatError) as error:
             self.say("corrupt", name, str(error))
@@ -269,7 +269,8 @@ class _Task:
         try:
             with content(self.folder, name, self._size(name)) as found:
                 # a quick look does not read what might be a shard
-                self._found(name, "" if self.quick and name.startswith("weights/") else found.sha256(), found.size)
+                unread = (self.quick and name.startswith("weights/")) or found.size != (self._size(name) or found.size)
+                self._found(name, "" if unread else found.sha256(), found.size)
         except FileNotFoundError:
             if self.manifest:
                 self.say("missing", name, f"{name} of {self.zoo.url} is not there; restore it from a copy")

@@ -34,7 +34,8 @@ def outcomes(home: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(place: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    environment = {**os.environ, "WEIGHTSCAPE_CACHE": str(place / "cache"), "RUST_BACKTRACE": "0"}
+    (place / "cache").mkdir()
+    environment = {**os.environ, "WEIGHTSCAPE_CACHE": str(place / "cache"), "TMPDIR": str(place / "cache")}
     command = [sys.executable, "-m", "tests.hostile.guard", str(place), json.dumps(names)]
     found: dict[str, dict[str, Any]] = {}
     with (place / "said").open("w") as said:
