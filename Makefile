@@ -1,4 +1,4 @@
-# demo, test, lint, bench, clean. Each target sets up its own virtual environment when it is missing or older than
+# demo, test, lint, bench, coverage, clean. Each target sets up its own virtual environment when it is missing or older than
 # pyproject.toml or the constraints.
 #   make demo PYTHON=python3.12     another interpreter, 3.11 or newer
 #   make test GPU=1                 the CUDA stack, in .venv-gpu, without the constraints that keep a CPU install small
@@ -20,9 +20,11 @@ NEWER := $(call first,python3.14 python3.13 python3.12 $(PYENV),(3$(comma)12))
 NO_TORCH := .venv-notorch
 NO_TORCH_NEEDS := "zarr>=3.4,<4" numpy "polars<3" "fsspec[http]" google-crc32c safetensors platformdirs \
     pytest hypothesis pytest-timeout pytest-xdist
-NO_TORCH_TESTS := tests/test_layout.py $(wildcard tests/test_catalog*.py)
+# Not those of servers, transfers and importers, which do not depend on what differs here.
+NO_TORCH_TESTS := tests/test_layout.py $(filter-out %_cache.py %_web.py %_importers.py %_importers_hostile.py \
+    %_hostile_corpus.py %_registry.py %_datacard.py, $(wildcard tests/test_catalog*.py))
 
-.PHONY: demo test lint bench clean test-no-torch core dev
+.PHONY: demo test lint bench coverage clean test-no-torch core dev
 .NOTPARALLEL:
 .DEFAULT_GOAL := test
 
@@ -49,6 +51,11 @@ demo: core
 # The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles
 # what is not in numba's cache, once, where each process of pytest would do it for itself.
 test: lint test-no-torch
+	$(BIN)/python -m tests.warm
+	$(BIN)/python -m pytest -n 2
+
+# The suite once more, slower, with the lines and branches that it reaches, worker processes too.
+coverage: dev
 	$(BIN)/python -m tests.warm
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 

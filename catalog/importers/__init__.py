@@ -93,6 +93,7 @@ def import_zoo(
         input_shape, num_classes: of the networks, where known.
         dry_run: describe and count, write nothing.
         progress: is called with (rows done, rows).
+        storage_options: for fsspec, of the target and of a source that is a URL.
         options: fields of `catalog.importers.found.Options`, such as `allow_pickle_subset=True`.
 
     Raises:
@@ -105,7 +106,7 @@ def import_zoo(
     unknown = [option for option in options if option not in Options.__dataclass_fields__]
     if unknown:
         raise unknown_name("option", unknown[0], Options.__dataclass_fields__)
-    with Pickles(chosen := Options(**options)) as pickles:
+    with Pickles(chosen := Options(**{"storage": storage_options or {}, **options})) as pickles:
         found = describe(source, format, chosen, pickles)
         where = _label(source)
         architecture: dict[str, Any] = {

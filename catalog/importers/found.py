@@ -37,6 +37,7 @@ class Options:
         time_limit: seconds that reading one pickle may take.
         table: name of the table of properties in a folder, None to look for it.
         file_column, run_column, epoch_column: of that table, None to look for them.
+        storage: for fsspec, of sources that are URLs.
     """
 
     allow_pickle_subset: bool = False
@@ -46,6 +47,7 @@ class Options:
     file_column: str | None = None
     run_column: str | None = None
     epoch_column: str | None = None
+    storage: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def from_hub(source: Any, options: Options, pickles: Pickles) -> Found:
 
     `checkpoint-500` below a repository is its epoch 500; a repository itself has epoch 0.
     """
-    repositories = _repositories(source)
+    repositories = _repositories(source, options.storage)
     layouts, notes, own, values = Layouts(), Notes(), [], []
     for repository in repositories:
         member: dict[str, Any] = {"run": repository.run, "epoch": repository.epoch, "source": repository.where}
@@ -133,14 +133,14 @@ def _config(repository: Repository, notes: Notes) -> dict[str, Any]:
     return flat({name: value for name, value in content.items() if name not in DULL and name not in labels})
 
 
-def _repositories(source: Any) -> list[Repository]:
+def _repositories(source: Any, storage: Mapping[str, Any]) -> list[Repository]:
     """Repositories in the order given, those below a folder sorted.
 
     Raises:
         DoesNotFitError: there is none. SourceError: two have one name.
     """
     given: Sequence[Any] = [source] if isinstance(source, str | os.PathLike) else list(source)
-    found = [repository for one in given for repository in _below(os.fspath(one))]
+    found = [repository for one in given for repository in _below(os.fspath(one), storage)]
     if not found:
         raise DoesNotFitError(f"there is no {CONFIG} with {ONE} or {INDEX}")
     keys = [(repository.run, repository.epoch) for repository in found]
@@ -149,12 +149,12 @@ def _repositories(source: Any) -> list[Repository]:
     return found
 
 
-def _below(text: str) -> list[Repository]:
+def _below(text: str, storage: Mapping[str, Any]) -> list[Repository]:
     if "://" in text and not text.startswith("file://"):
         text = text.rstrip("/")
         name = "/".join(text.split("://", 1)[1].split("/")[-2:]) if text.count("/") > 2 else text.split("://", 1)[1]
         try:
-            return [Repository(name, 0, text, Folder.at(text))]
+            return [Repository(name, 0, text, Folder.at(text, **storage))]
         except ZooError as error:
             raise SourceError(str(error)) from error
     place = Place.at(text.removeprefix("file://"))

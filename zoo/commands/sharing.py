@@ -214,6 +214,7 @@ def importing(
     allow_pickle_subset: Annotated[
         bool, typer.Option("--allow-pickle-subset", help="Read .pt files: tensors alone, in a process with limits.")
     ] = False,
+    storage: Storage = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -238,6 +239,7 @@ def importing(
                 allow_pickle_subset=allow_pickle_subset,
                 dry_run=dry_run,
                 progress=progress,
+                storage_options=settings_of(storage or []),
                 **settings_of(settings or []),
             )
         if as_json:
