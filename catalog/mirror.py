@@ -187,8 +187,8 @@ class Mirror:
                 raise FileNotFoundError(errno.ENOENT, "not a file", file.path)
             if (size := found.stat().st_size) != file.size:
                 raise CorruptError(
-                    f"{file.path} of {self.source.url} has {size:,} bytes, {file.size:,} were committed: it was changed "
-                    "or damaged there"
+                    f"{file.path} of {self.source.url} has {size:,} bytes, {file.size:,} were committed: it was "
+                    "changed or damaged there"
                 )
             return open(found, "rb")
         except FileNotFoundError as error:
