@@ -36,7 +36,12 @@ def outcomes(home: Path) -> dict[str, dict[str, Any]]:
 
 def run(place: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     (place / "cache").mkdir()
-    environment = {**os.environ, "WEIGHTSCAPE_CACHE": str(place / "cache"), "TMPDIR": str(place / "cache")}
+    environment = {
+        **os.environ,
+        "WEIGHTSCAPE_CACHE": str(place / "cache"),
+        "TMPDIR": str(place / "cache"),
+        "RUST_BACKTRACE": "0",
+    }
     command = [sys.executable, "-m", "tests.hostile.guard", str(place), json.dumps(names)]
     found: dict[str, dict[str, Any]] = {}
     begun = ""

@@ -27,7 +27,7 @@ from catalog.fragments import KEY
 from catalog.grid import checksum
 from catalog.publish import publish
 from catalog.sealed import seal
-from tests.catalog_zoos import Truth, fill, forge, forge_fragment
+from tests.catalog_zoos import Truth, fill, forge, forge_fragment, net
 
 Build = Callable[[Path], str | None]  # may give what is opened below the folder
 
@@ -53,7 +53,7 @@ class Case:
 
 def templates(home: Path) -> dict[str, tuple[Path, Truth]]:
     """A sound zoo of each form, and the truth about it. Without a table, which would hide the fragments."""
-    _, truth = fill(home / "bare")
+    _, truth = fill(home / "bare", net())
     for table in (home / "bare").glob("table.*"):
         table.unlink()
     catalog.pack(home / "bare", home / "packed")
