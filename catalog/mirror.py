@@ -183,8 +183,7 @@ class Mirror:
 
     def _opened(self, found: Path, file: StoredFile) -> BinaryIO:
         try:
-            if found.exists() and not found.is_file():  # a pipe would keep us waiting, a device never end
-                raise FileNotFoundError(errno.ENOENT, "not a file", file.path)
+            # a pipe would keep us waiting, a device never end; both say that they have no bytes
             if (size := found.stat().st_size) != file.size:
                 raise CorruptError(
                     f"{file.path} of {self.source.url} has {size:,} bytes, {file.size:,} were committed: it was "

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,10 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_bytes(seal(content))
 
 
+def update(change: dict[str, Any], content: dict[str, Any]) -> None:
+    content.update(change)
+
+
 def republish(copy: Path, change: Callable[[Manifest], Manifest]) -> None:
     """A manifest that another publisher could have written, as the only version."""
     manifest = change(decode_manifest((copy / "manifest.json").read_bytes(), "manifest.json", ""))
@@ -343,15 +348,16 @@ def test_a_slice_lacks_what_it_says_and_no_more(copy: Path) -> None:
     assert [(p.kind, p.file) for p in verify(copy).problems] == [("incomplete", "index/long.00000")]
     reseal(copy / "slice.json", lambda content: content.update(shards=[["net", 0]]))
     assert verify(copy).ok
-    for change in (
+    changes: list[dict[str, Any]] = [
         {"zoo": "0" * 64},
         {"shards": [["net", 9]]},
         {"shards": [["../x", 0]]},
         {"shards": 7},
         {"shards": [["net"]]},
         {"format": 2},
-    ):
-        reseal(copy / "slice.json", lambda content, change=change: content.update(change))
+    ]
+    for change in changes:
+        reseal(copy / "slice.json", partial(update, change))
         problems = [(p.kind, p.file) for p in verify(copy, quick=True).problems]
         assert ("corrupt", "slice.json") in problems
         reseal(copy / "slice.json", lambda content: content.update(shards=[["net", 0]], format=1))
@@ -441,7 +447,12 @@ def test_over_http(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_quick_look_reads_no_shard(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = check._open
-    monkeypatch.setattr(check, "_open", lambda folder, name: read.append(name) or real(folder, name))
+
+    def noted(folder: Any, name: str) -> Any:
+        read.append(name)
+        return real(folder, name)
+
+    monkeypatch.setattr(check, "_open", noted)
     assert verify(copy, quick=True).ok
     assert read
     assert not [name for name in read if is_shard(name)]

@@ -15,6 +15,7 @@ import struct
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from catalog.fragments import KEY
 from catalog.grid import checksum
 from catalog.publish import publish
 from catalog.sealed import seal
-from tests.catalog_zoos import Truth, fill, forge, forge_fragment
+from tests.catalog_zoos import Truth, fill, forge, forge_fragment, net
 
 Build = Callable[[Path], str | None]  # may give what is opened below the folder
 
@@ -52,7 +53,7 @@ class Case:
 
 def templates(home: Path) -> dict[str, tuple[Path, Truth]]:
     """A sound zoo of each form, and the truth about it. Without a table, which would hide the fragments."""
-    _, truth = fill(home / "bare")
+    _, truth = fill(home / "bare", net())
     for table in (home / "bare").glob("table.*"):
         table.unlink()
     catalog.pack(home / "bare", home / "packed")
@@ -107,6 +108,18 @@ def text(old: str, new: str) -> Build:
     return build
 
 
+def member(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update({key: value})
+
+
+def variant(key: str, value: Any, content: dict[str, Any]) -> None:
+    content["variants"][0][key] = value
+
+
+def instead(data: bytes, _: bytes) -> bytes:
+    return data
+
+
 def put(*path: Any, to: Any) -> Build:
     def change(content: Any) -> None:
         for key in path[:-1]:
@@ -145,13 +158,16 @@ PATHS = [
     *("http://other.example/x", "s3://bucket/x", "simplecache::http://other.example/x", "NUL:", "a:b"),
 ]
 COLLISIONS = ["ZOO.JSON", "Weights/net/c/0/0/0", "zoo.json", "WEIGHTS/NET/ZARR.JSON"]
+FEW = ("measured", "quick", "pack", "publish")  # left out where they do no more than others, to save time
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def manifests() -> Iterator[Case]:
     def case(name: str, build: Build, said: str = "does not follow format 1") -> Case:
-        return Case(f"manifest {name}", "published", build, said)
+        return Case(f"manifest {name}", "published", build, said, FEW)
 
+    path: Any
+    value: Any
     for path in PATHS:
         yield case(f"path {path[:40]!r}", added([path, 0, EMPTY]))
     for path in COLLISIONS:
@@ -225,7 +241,7 @@ def columns() -> Iterator[Case]:
     """Maps of columns that lead elsewhere."""
 
     def case(name: str, change: Callable[[dict[str, Any]], object], said: str = "does not follow format 1") -> Case:
-        return Case(f"columns {name}", "published", manifest(lambda content: change(content["columns"])), said)
+        return Case(f"columns {name}", "published", manifest(lambda content: change(content["columns"])), said, FEW)
 
     def chunk(place: int, value: Any) -> Callable[[dict[str, Any]], object]:
         return lambda columns: columns["chunks"][0][1][0].__setitem__(place, value)
@@ -240,10 +256,10 @@ def columns() -> Iterator[Case]:
     yield case("another offset", chunk(0, 5), "columns .* do not lie where")
     yield case("another size", chunk(1, 0), "columns .* do not lie where")
     for value in ("../x", "zoo2.json", "", 7, "/etc/passwd"):
-        yield case(f"path {value!r}", lambda columns, value=value: columns.update(path=value))
+        yield case(f"path {value!r}", member("path", value))
     yield case("path of another file", lambda columns: columns.update(path="zoo.json"))
     for groups in ([], [-1], [1.5], [True], ["8"], [2**61], 7, [1] * 5000, [8, 10]):
-        yield case(f"groups {str(groups)[:20]}", lambda columns, groups=groups: columns.update(groups=groups))
+        yield case(f"groups {str(groups)[:20]}", member("groups", groups))
     yield case("groups that lie", lambda columns: columns.update(groups=[10**6]), "rows")
     yield case("a column twice", lambda columns: columns["chunks"].append(columns["chunks"][0]))
     yield case("no column", lambda columns: columns.update(chunks=[]))
@@ -253,7 +269,7 @@ def columns() -> Iterator[Case]:
     )
     yield case("columns swapped", swapped, "do not lie where|not those")
     for footer in ("", "x", "AAAA", "\u00fc", 7, None, b64encode(b"x").decode(), "A" * (23 << 20)):
-        yield case(f"footer {str(footer)[:8]!r}", lambda columns, footer=footer: columns.update(footer=footer))
+        yield case(f"footer {str(footer)[:8]!r}", member("footer", footer))
     long = b64encode(bytes(100) + b"\xff\xff\xff\x7fPAR1").decode()
     yield case("footer of a long length", lambda columns: columns.update(footer=long), "not a Parquet|columns|damaged")
     list_bomb = b"\x15\x02\x19\xfc\xff\xff\xff\xff\x07" + bytes(20)
@@ -261,11 +277,11 @@ def columns() -> Iterator[Case]:
     yield case(
         "footer with a list of 2^31", lambda columns: columns.update(footer=bomb), "not a Parquet|columns|damaged"
     )
-    for seed in range(40):
-        yield case(f"footer flipped {seed}", lambda columns, seed=seed: flip(columns, seed), "columns|Parquet|rows")
+    for seed in range(20):
+        yield case(f"footer flipped {seed}", partial(flip, seed), "columns|Parquet|rows")
 
 
-def flip(columns: dict[str, Any], seed: int) -> None:
+def flip(seed: int, columns: dict[str, Any]) -> None:
     data = bytearray(b64decode(columns["footer"]))
     data[random.Random(seed).randrange(len(data) - 8)] ^= 1 << seed % 8
     columns["footer"] = b64encode(data).decode()
@@ -376,11 +392,18 @@ def parquets() -> Iterator[Case]:
         ("a page of other size", fragment(lambda r: r, page(1, 2)), "Parquet|page|unpack|values|damaged"),
     ):
         yield Case(f"parquet {name}", "bare", build, said)
-    for seed in range(60):
-        yield Case(f"parquet flipped {seed}", "bare", fragment(lambda r: r, flips(seed)), "", verified=False)
+    for seed in range(30):
+        yield Case(
+            f"parquet flipped {seed}",
+            "bare",
+            fragment(lambda r: r, flips(seed)),
+            "",
+            (*FEW, "query", "pull"),
+            verified=False,
+        )
     for data in (b"", b"PAR1", b"PAR1PAR1", bytes(1000), b"PAR1" + bytes(64) + b"\xff\xff\xff\x7fPAR1"):
         yield Case(
-            f"parquet of {len(data)} bytes", "bare", fragment(lambda r: r, lambda _, data=data: data), "not a Parquet"
+            f"parquet of {len(data)} bytes", "bare", fragment(lambda r: r, partial(instead, data)), "not a Parquet"
         )
 
 
@@ -453,6 +476,7 @@ def zoo_json(change: Callable[[dict[str, Any]], object]) -> Build:
 
 def architectures() -> Iterator[Case]:
     """Architectures are data that the catalog never reads; only the digest of the zoo is another one then."""
+    value: Any
     for value in (
         {"family": "__import__('os').system('touch hacked')"},
         {"family": "mlp", "width": 10**9, "depth": -1},
@@ -461,7 +485,7 @@ def architectures() -> Iterator[Case]:
         {"py/object": "subprocess.Popen", "args": "touch hacked"},
         {"family": "<script>alert(1)</script>", "width": "{{7*7}}"},
     ):
-        change = zoo_json(lambda content, value=value: content["variants"][0].update(architecture=value))
+        change = zoo_json(partial(variant, "architecture", value))
         yield Case(f"architecture {str(value)[:60]}", "bare", change, "belongs to another zoo")
     for key, value in (
         ("shape", [10**9, 2, 9]),
@@ -469,7 +493,7 @@ def architectures() -> Iterator[Case]:
         ("shape", [6, -1, 9]),
         ("shape", [6, 2**62, 9]),
     ):
-        change = zoo_json(lambda content, key=key, value=value: content["variants"][0].update({key: value}))
+        change = zoo_json(partial(variant, key, value))
         yield Case(f"zoo.json {key} {value}", "bare", change, "follow|another zoo|rows")
     tensors = [
         {"name": f"t{i}", "shape": [1], "offset": i, "dtype": "float32", "role": "parameter"} for i in range(20_000)
@@ -613,20 +637,24 @@ TEXTS = {
 }
 
 
+def renamed(value: str, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns((pl.col("run") + value).alias("run"))
+
+
 def names() -> Iterator[Case]:
     for name, value in TEXTS.items():
         for where in ("run", "reason", "note"):
             if where == "run":
-                change = lambda rows, value=value: rows.with_columns((pl.col("run") + value).alias("run"))  # noqa: E731
+                build = fragment(partial(renamed, value))
             else:
-                change = column(where, value)
-            yield Case(f"{where} is {name}", "bare", fragment(change))
+                build = fragment(column(where, value))
+            yield Case(f"{where} is {name}", "bare", build, skip=("pack", "pull"))
 
 
 def slices() -> Iterator[Case]:
     """slice.json: a zoo that claims to need less than it has, or makes no sense."""
     good = {"format": 1, "of": "s3://lab/zoo", "version": 0, "tree": "", "where": [], "date": "2026-11-23"}
-    for name, more in {
+    changes: dict[str, dict[str, Any]] = {
         "of another zoo": {"zoo": "0" * 64, "shards": []},
         "format 2": {"format": 2, "shards": []},
         "shard 9": {"shards": [["net", 9]]},
@@ -636,7 +664,8 @@ def slices() -> Iterator[Case]:
         "twice": {"shards": [["net", 0], ["net", 0]]},
         "a URL with a line": {"shards": [], "of": "s3://x\ny"},
         "a query of 1 MB": {"shards": [], "where": ["x" * 1_000_000]},
-    }.items():
+    }
+    for name, more in changes.items():
 
         def build(place: Path, more: dict[str, Any] = more) -> None:
             zoo = json.loads((place / "zoo.json").read_bytes())["digest"]
