@@ -22,7 +22,7 @@ NO_TORCH_NEEDS := "zarr>=3.4,<4" numpy "polars<3" "fsspec[http]" google-crc32c s
     pytest hypothesis pytest-timeout pytest-xdist
 # Not those of servers, transfers and importers, which do not depend on what differs here.
 NO_TORCH_TESTS := tests/test_layout.py $(filter-out %_cache.py %_web.py %_importers.py %_importers_hostile.py \
-    %_hostile_corpus.py %_registry.py %_datacard.py, $(wildcard tests/test_catalog*.py))
+    %_hostile_corpus.py %_registry.py %_datacard.py %_verify.py %_pull.py %_iterate.py, $(wildcard tests/test_catalog*.py))
 
 .PHONY: demo test lint bench coverage clean test-no-torch core dev
 .NOTPARALLEL:
