@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from catalog.manifest import Columns
 from catalog.parquet import Reader, metadata_of
 
 LEAST = 64 << 20  # bytes that any file may hold unpacked
@@ -42,6 +43,43 @@ def check_pages(data: bytes, most_rows: int, more: int = 0) -> None:
                     raise ValueError(f"its {len(data):,} bytes unpack to more than {most_rows:,} rows may need")
     except (KeyError, IndexError, TypeError, AttributeError, UnicodeError, struct.error) as error:
         raise ValueError(f"not a Parquet file: {type(error).__name__} in its footer or pages") from error
+
+
+def check_footer(columns: Columns) -> None:
+    """ValueError unless the footer says of each column chunk what the manifest says: where it lies, how many rows."""
+    try:
+        footer = metadata_of(b"PAR1" + columns.footer)
+        for number, (group, rows) in enumerate(zip(footer[4], columns.groups, strict=True)):
+            if group[3] != rows:
+                raise ValueError("a row group has other rows in the footer than in the manifest")
+            for column, chunks in zip(group[1], columns.chunks.values(), strict=True):
+                chunk = column[3]
+                dictionary = chunk.get(11, 0)
+                start = dictionary if 0 < dictionary < chunk[9] else chunk[9]
+                if 1 in column or (start, chunk[7]) != (chunks[number].offset, chunks[number].size):
+                    raise ValueError("a column lies elsewhere in the footer than in the manifest")
+    except (KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"not a Parquet footer: {type(error).__name__}") from error
+
+
+def check_chunk(data: bytes, rows: int, room: int) -> int:
+    """What is left of `room`, in bytes, once the pages of a column chunk are unpacked.
+
+    Raises:
+        ValueError: nothing is, or these are not the pages of so many rows.
+    """
+    try:
+        room -= _unpacked(b"PAR1" + data, 4, len(data), rows)
+    except (KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise ValueError(f"a column has no pages: {type(error).__name__}") from error
+    if room < 0:
+        raise ValueError(f"columns unpack to more than {rows:,} rows may need")
+    return room
+
+
+def room_for(size: int, rows: int) -> int:
+    """Bytes that a file of `size` bytes may unpack to when it has so many rows."""
+    return LEAST + min(A_ROW * rows, A_BYTE * size)
 
 
 def _unpacked(data: bytes, start: int, size: int, rows: int) -> int:

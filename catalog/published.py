@@ -28,6 +28,7 @@ from catalog.errors import CorruptError, FormatError, MissingDataError, ZooError
 from catalog.folder import Folder, storage_error
 from catalog.fragments import StoredFile, columns_problem, listed, read_content, read_table
 from catalog.manifest import Chunk, Columns
+from catalog.pages import check_chunk, check_footer, room_for
 from catalog.ranges import joined
 from catalog.record import FORMAT, Record, Variant, brief
 from catalog.shards import Shard
@@ -82,6 +83,7 @@ class Catalog:
         """The columns of the file, after a look at whether they are those of a table of this zoo."""
         data = b"PAR1" + self.columns.footer
         try:
+            check_footer(self.columns)
             content = read_content(data)
             with _parquet_errors():
                 found = pl.read_parquet_schema(BytesIO(data))
@@ -234,6 +236,7 @@ class Sparse:
         self.entry = _listed(folder, columns.path)
         self.size = self.entry.size
         self.here: set[Key] = set()
+        self.room = room_for(self.size, columns.rows)
         with _disk(f"making room for {columns.path} of {folder.url}"):
             self.file = tempfile.NamedTemporaryFile(prefix="weightscape-", suffix=".parquet")
             self.file.truncate(self.size)
@@ -264,8 +267,7 @@ class Sparse:
                 chunk = self.columns.chunks[name][group]
                 data = None if self.folder.local else cache.find_piece(chunk.digest)
                 if data is not None and len(data) == chunk.size:
-                    self._put(chunk.offset, data)
-                    self.here.add((name, group))
+                    self._place(chunk, (name, group), data)
                 else:
                     lacking.append((chunk, (name, group)))
         lacking.sort(key=lambda entry: entry[0].offset)
@@ -309,8 +311,12 @@ class Sparse:
                 break
             part = data[begin : begin + chunk.size]
             if len(part) == chunk.size and hashlib.sha256(part).hexdigest()[:32] == chunk.digest:
-                self._put(chunk.offset, part)
-                self.here.add(key)
+                try:
+                    self._place(chunk, key, part)
+                except FormatError:
+                    if key in wanted:
+                        raise
+                    continue
                 if not self.folder.local:
                     cache.keep_piece(chunk.digest, part)
             elif key in wanted:
@@ -318,6 +324,15 @@ class Sparse:
                     f"column {key[0]} in {self._where} is not what its manifest says ({len(part):,} of {chunk.size:,} "
                     "bytes came); it was changed or damaged there"
                 )
+
+    def _place(self, chunk: Chunk, key: Key, data: bytes | memoryview) -> None:
+        """Put a column where it belongs, if it does not claim to hold more than a table may."""
+        try:
+            self.room = check_chunk(bytes(data), self.columns.groups[key[1]], self.room)
+        except ValueError as error:
+            raise FormatError(f"column {key[0]} in {self._where} is none of this table: {error}") from error
+        self._put(chunk.offset, data)
+        self.here.add(key)
 
     def _put(self, offset: int, data: bytes | memoryview) -> None:
         with _disk(f"writing {self._where} to {tempfile.gettempdir()}"):

@@ -495,6 +495,18 @@ def test_tables_that_strangers_forge(tmp_path: Path) -> None:
     assert data == (site / good.base / columns.path).read_bytes()
 
 
+def test_columns_that_unpack_to_far_more_than_rows_need(tmp_path: Path) -> None:
+    """80 MB of one letter in a row of text: few bytes to fetch, which nobody makes room for."""
+    published(tmp_path)
+    rows = catalog.open(tmp_path / "site").table().drop("zoo")
+    large = rows.with_columns(reason=pl.concat([pl.Series(["a" * (80 << 20)]), rows["reason"][1:]]))
+    content = json.dumps({"format": 1, "zoo": manifest_of(tmp_path / "site").zoo})
+    zoo = forge(tmp_path / "site", data=write_parquet(large, {"weightscape": content}, row_group_size=GROUP))
+    assert len(zoo.scan(None).select("run").collect()) == len(rows)  # which does not need that column
+    with pytest.raises(FormatError, match="column reason .* unpack to more"):
+        zoo.scan(None).select("reason").collect()
+
+
 def test_rows_in_another_order_are_no_wrong_weights(tmp_path: Path) -> None:
     """Where a row lies follows from its place in the table, so one with rows changed over fits no checksum."""
     published(tmp_path)
