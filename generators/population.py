@@ -274,16 +274,16 @@ def _stored(rows: pl.DataFrame, named: pl.DataFrame, url: str) -> pl.DataFrame:
             f"{lacking} runs came to {url} after its split was stored; call catalog.split(zoo) again, or give a "
             "seed to draw one"
         )
-    return _enough(found)
+    return _enough(found, "; split the zoo with stratify=, or give a seed to draw a split of these rows alone")
 
 
-def _enough(found: pl.DataFrame) -> pl.DataFrame:
+def _enough(found: pl.DataFrame, advice: str = "") -> pl.DataFrame:
     """The rows, if there are lineages to learn from and some in each of the other splits."""
     lineages = {name: found.filter(pl.col("split") == name)["run"].n_unique() for name in SPLITS}
     if lineages["train"] < LEAST // 2 or not all(lineages.values()):
         raise GeneratorError(
             f"a split needs {LEAST // 2} lineages or more to train on and one or more for validation and test, got "
-            f"{lineages}"
+            f"{lineages}{advice}"
         )
     return found
 

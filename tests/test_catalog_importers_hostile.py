@@ -344,8 +344,10 @@ from catalog.importers import import_zoo
 for name in sys.argv[1:]:
     report = import_zoo(name, name + ".zoo", dry_run=True)
     print(report.format, len(report.failed) + len(report.skipped) + len(report.notes))
-unit = 1 if sys.platform == "darwin" else 1024
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+if sys.platform == "darwin":
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+else:  # there ru_maxrss counts what the process was forked from
+    print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024)
 """
 
 
