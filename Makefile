@@ -49,10 +49,11 @@ demo: core
 	@echo "demo.html shows the zoo in a browser, flow.generator/card.png the generator"
 
 # The run without torch comes first, so that the last line is the closing line of the whole suite. `tests.warm` compiles
-# what is not in numba's cache, once, where each process of pytest would do it for itself.
+# what is not in numba's cache, once, where each process of pytest would do it for itself. Three of them, since some
+# tests wait: for servers, browsers and processes that are killed.
 test: lint test-no-torch
 	$(BIN)/python -m tests.warm
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # The suite once more, slower, with the lines and branches that it reaches, worker processes too.
 coverage: dev
