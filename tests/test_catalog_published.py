@@ -503,7 +503,7 @@ def test_columns_that_unpack_to_far_more_than_rows_need(tmp_path: Path) -> None:
     content = json.dumps({"format": 1, "zoo": manifest_of(tmp_path / "site").zoo})
     zoo = forge(tmp_path / "site", data=write_parquet(large, {"weightscape": content}, row_group_size=GROUP))
     assert len(zoo.scan(None).select("run").collect()) == len(rows)  # which does not need that column
-    with pytest.raises(FormatError, match="column reason .* unpack to more"):
+    with pytest.raises(FormatError, match=r"column reason .* unpack to more"):
         zoo.scan(None).select("reason").collect()
 
 
