@@ -39,6 +39,19 @@ KNOWN = {
     "stored": "whether the row holds weights",
     "crc32c": "of the row's stored bytes",
     "split": "train, validation or test, by lineage",
+    "cell": "combination of hyperparameters, the same for its seeds",
+    "seed": "of everything random in the run",
+    "load": "value on the first axis of the phase diagram",
+    "temperature": "value on the second axis of the phase diagram",
+    "step": "optimiser steps done",
+    "progress": "share of the training done, 1 at its end",
+    "train_loss": "mean loss on training samples, in the loss function trained with",
+    "test_loss": "mean loss on test samples, in the loss function trained with",
+    "train_accuracy": "share of training samples classified right, by the labels trained on",
+    "test_accuracy": "share of test samples classified right",
+    "train_error_bits": "a bit a training sample, most significant first: 1 where it is misclassified",
+    "test_error_bits": "a bit a test sample, most significant first: 1 where it is misclassified",
+    "source": "file it was imported from",
 }
 ROWS_SHOWN = 64  # of a table in the text
 Rows = Iterable[Sequence[str]]
