@@ -73,7 +73,8 @@ class Folder:
         try:
             fs, root = fsspec.core.url_to_fs(text, **storage_options)
         except (ImportError, ValueError) as error:  # both say which scheme or package
-            raise FormatError(f"cannot open {text}: {error}; for s3:// install weightscape[s3]") from error
+            extras = "s3:// needs weightscape[s3], gs:// weightscape[gs], hf:// weightscape[hf]"
+            raise FormatError(f"cannot open {text}: {error}; {extras}") from error
         return cls(text, root.rstrip("/"), fs)
 
     @property
