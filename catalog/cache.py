@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.errors import CorruptError, OfflineError
+from catalog.errors import CorruptError
 from catalog.fragments import StoredFile
 
 KINDS = ("files", "partial", "pieces", "pointers")
@@ -127,11 +127,6 @@ def fetch(fs: Any, path: str, file: StoredFile, where: str, progress: Callable[[
     """
     found = checked(file)
     if found is None:
-        if offline():
-            raise OfflineError(
-                f"WEIGHTSCAPE_OFFLINE is set, and {file.path} of {where} is not in the cache; unset it, or "
-                "`weightscape pull` the rows while there is a network"
-            )
         from catalog.download import download
 
         found = download(fs, path, file, where, _path(file.sha256), root() / "partial" / file.sha256, progress)

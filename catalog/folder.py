@@ -413,7 +413,7 @@ def _too_long(name: str, url: str, size: int, limit: int) -> FormatError:
 
 
 def _unconditional(error: Exception) -> bool:
-    """Whether a store says that it knows no conditional PUT."""
+    """Whether a store says that it knows no conditional PUT; filesystems that take no `mode` answer by a TypeError."""
     return isinstance(error, NotImplementedError | TypeError) or "NotImplemented" in str(error)
 
 

@@ -105,7 +105,7 @@ def _obstore_ranges(
 def _store(_: int, bucket: str, options: tuple[tuple[str, str], ...]) -> Any:
     from obstore.store import S3Store
 
-    return S3Store(bucket, config=dict(options))  # type: ignore[arg-type]
+    return S3Store(bucket, config=dict(options))  # type: ignore[arg-type]  # a TypedDict; `s3_options` makes its keys
 
 
 def _gs_options(options: dict[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 
 import catalog
 from catalog.grid import Grid, from_stored, to_stored
+from catalog.manifest import Manifest
 from catalog.record import Record, Variant
 from catalog.store import Zoo
 from weightspace.layout import Layout
@@ -66,6 +67,12 @@ def weights_of(variant: Variant, shard: int, seed: int = 0) -> np.ndarray:
     weights = np.random.default_rng([seed, kind, shard]).normal(size=(len(models), *variant.grid.shape[1:]))
     weights[..., -1] = np.arange(1, weights[..., -1].size + 1).reshape(weights.shape[:2])
     return from_stored(to_stored(weights, variant.grid.dtype), variant.grid.dtype)
+
+
+def manifest_of(zoo: Zoo) -> Manifest:
+    """Of a published zoo."""
+    assert zoo.folder.manifest is not None
+    return zoo.folder.manifest
 
 
 def write(zoo: Zoo, variant: str, shard: int, seed: int = 0) -> None:

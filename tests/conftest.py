@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from tests.servers import bucket as bucket
 from tests.servers import counted_s3 as counted_s3
+from tests.servers import memory as memory
 from tests.servers import s3_options as s3_options
 from tests.servers import web as web
 

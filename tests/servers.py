@@ -97,6 +97,16 @@ def web(tmp_path: Path) -> Iterator[tuple[Server, str]]:
     server.server_close()
 
 
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """An empty place in the memory of this process."""
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    filesystem, root = fsspec.core.url_to_fs(url)
+    if filesystem.exists(root):
+        filesystem.rm(root, recursive=True)
+
+
 @pytest.fixture(scope="module")
 def s3_options() -> Iterator[dict[str, Any]]:
     pytest.importorskip("s3fs")

@@ -22,7 +22,7 @@ from catalog import cache
 from catalog.errors import CorruptError, MissingDataError, OfflineError, StorageError, ZooError
 from catalog.folder import Folder
 from catalog.fragments import StoredFile
-from tests.catalog_zoos import check_reads, fill, net
+from tests.catalog_zoos import check_reads, fill, manifest_of, net
 from tests.faulty import FaultyServer, serving
 
 pytest.importorskip("aiohttp")
@@ -390,7 +390,7 @@ def test_offline_is_the_same_from_the_cache(tmp_path: Path, monkeypatch: pytest.
         check_reads(again, truth)
         shard = next(name for name in far.folder.files() if "/c/" in name)
         assert again.folder.fetch([shard], [3], [8]) == [far.folder.read(shard)[3:8]]
-        cache.drop(far.folder.manifest.files[shard].sha256)  # type: ignore[union-attr]
+        cache.drop(manifest_of(far).files[shard].sha256)
         with pytest.raises(OfflineError):
             catalog.open(url).read(rows)
         with pytest.raises(OfflineError):
@@ -418,7 +418,7 @@ def test_a_damaged_copy_of_a_shard_gives_the_right_weights(tmp_path: Path, cache
         shards = [name for name in far.folder.files() if "/c/" in name]
         for name in shards:
             far.folder.read(name)
-            digest = far.folder.manifest.files[name].sha256  # type: ignore[union-attr]
+            digest = manifest_of(far).files[name].sha256
             path = cache.find(digest)
             assert path is not None
             data = bytearray(path.read_bytes())

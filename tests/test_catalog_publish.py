@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from catalog.metrics import Measurement, version_of, write_measurement
 from catalog.parquet import columns_of
 from catalog.publish import publish
 from catalog.store import Zoo
-from tests.catalog_zoos import Truth, check_reads, create, fill, net, tree, write
+from tests.catalog_zoos import Truth, check_reads, create, fill, manifest_of, net, tree, write
 from tests.processes import ROOT
 from tests.test_catalog_frames import aligned
 
@@ -54,15 +53,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def own(source: Made, tmp_path: Path) -> Zoo:
     """A copy of the source that a test may change."""
     return catalog.open(shutil.copytree(source[0].url, tmp_path / "own"))
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    filesystem, root = fsspec.core.url_to_fs(url)
-    if filesystem.exists(root):
-        filesystem.rm(root, recursive=True)
 
 
 def measure(zoo: Zoo, value: float = 1.0, metric: str = "trace") -> str:
@@ -556,7 +546,7 @@ def test_what_comes_back_otherwise_is_not_published(own: Zoo, memory: str, monke
         assert not Folder.at(memory).exists("manifest.json")
         assert Folder.at(memory).files("versions") == []
     publish(own, memory)
-    check_whole(memory, catalog.open(memory).folder.manifest)  # type: ignore[arg-type]
+    check_whole(memory, manifest_of(catalog.open(memory)))
 
 
 # --- several at once
@@ -652,18 +642,15 @@ def test_two_publish_and_others_read(tmp_path: Path) -> None:
     versions = []
     while any(process.poll() is None for process in running):
         zoo = catalog.open(tmp_path / "to")
-        assert zoo.folder.manifest is not None
-        assert set(zoo.table()["zoo"]) == {zoo.folder.manifest.name}
+        assert set(zoo.table()["zoo"]) == {manifest_of(zoo).name}
         check_reads(zoo, truths[zoo.name])
-        versions.append(zoo.folder.manifest.version)
+        versions.append(manifest_of(zoo).version)
     assert [process.returncode for process in running] == [0, 0]
     assert len(set(versions)) > 2
-    manifests = [catalog.open(tmp_path / f"to/versions/{n}.json").folder.manifest for n in range(1, 14)]
-    assert {m.licence for m in manifests if m} == {"first", *(f"{name}-{n}" for name in "ab" for n in range(6))}
+    manifests = [manifest_of(catalog.open(tmp_path / f"to/versions/{n}.json")) for n in range(1, 14)]
+    assert {m.licence for m in manifests} == {"first", *(f"{name}-{n}" for name in "ab" for n in range(6))}
     for before, after in itertools.pairwise(manifests):
-        assert before
-        assert after
         assert after.previous == before.digest
     assert catalog.open(tmp_path / "to").folder.manifest == manifests[-1]
-    assert f"Version {manifests[-1].version}," in (tmp_path / "to/README.md").read_text()  # type: ignore[union-attr]
+    assert f"Version {manifests[-1].version}," in (tmp_path / "to/README.md").read_text()
     assert not list((tmp_path / "to").rglob(".tmp-*"))

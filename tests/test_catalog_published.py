@@ -6,7 +6,6 @@ import hashlib
 import json
 import pickle
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from catalog.published import Catalog
 from catalog.record import Variant
 from catalog.shards import decode_index, index_bytes, planned_offsets
 from catalog.store import Zoo
-from tests.catalog_zoos import SOFTWARE, Truth, check_reads, fill, long, net
+from tests.catalog_zoos import SOFTWARE, Truth, check_reads, fill, long, manifest_of, net
 from tests.servers import Counted, Server, put
 from weightspace.layout import Layout
 
@@ -44,15 +43,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTSCAPE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def memory() -> Iterator[str]:
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    filesystem, root = fsspec.core.url_to_fs(url)
-    if filesystem.exists(root):
-        filesystem.rm(root, recursive=True)
-
-
 def published(folder: Path) -> tuple[Zoo, Truth]:
     """A zoo in `zoo`, published in `site`; the zoo, opened where it was made, and the truth."""
     zoo, truth = fill(folder / "zoo")
@@ -62,10 +52,8 @@ def published(folder: Path) -> tuple[Zoo, Truth]:
     return zoo, truth
 
 
-def manifest_of(url: Any) -> Manifest:
-    found = catalog.open(url).folder.manifest
-    assert found is not None
-    return found
+def manifest_at(url: Any) -> Manifest:
+    return manifest_of(catalog.open(url))
 
 
 def big(folder: Path, models: int = 900, checkpoints: int = 2) -> tuple[Zoo, np.ndarray]:
@@ -152,7 +140,7 @@ def test_the_rows_and_weights_of_the_zoo_it_was_made_from(
         url = request.getfixturevalue("memory")
         put(tmp_path / "site", url)
     far = catalog.open(url, **options)
-    assert len(manifest_of(tmp_path / "site").columns.groups) == 5
+    assert len(manifest_at(tmp_path / "site").columns.groups) == 5
     check_same(far, near)
     monkeypatch.setattr("catalog.published.WAIT", 0)  # the columns of the filter first, as of large tables
     check_same(far, near)
@@ -274,7 +262,7 @@ def test_of_row_groups_without_a_match_only_the_filter_is_fetched(tmp_path: Path
     published(tmp_path)
     put(tmp_path / "site", memory)
     far = catalog.open(memory)
-    columns = manifest_of(tmp_path / "site").columns
+    columns = manifest_at(tmp_path / "site").columns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("catalog.published.FREE", 0)
         patch.setattr("catalog.published.WAIT", 0)
@@ -369,7 +357,7 @@ def _recommit(zoo: Zoo, file: Path, data: bytes) -> None:
 
 def test_a_flipped_bit_is_an_error_or_the_right_rows(tmp_path: Path, memory: str) -> None:
     near, truth = published(tmp_path)
-    columns = manifest_of(tmp_path / "site").columns
+    columns = manifest_at(tmp_path / "site").columns
     filesystem = put(tmp_path / "site", memory)
     _, root = fsspec.core.url_to_fs(memory)
     random = np.random.default_rng(0)
@@ -426,7 +414,7 @@ def test_a_table_that_is_short_gone_or_changed(place: str, tmp_path: Path, web: 
 
 def forge(site: Path, columns: Columns | None = None, data: bytes | None = None) -> Zoo:
     """The zoo with another manifest, as a stranger would write one."""
-    zoo, manifest = catalog.open(site), manifest_of(site)
+    zoo, manifest = catalog.open(site), manifest_at(site)
     if data is not None:
         path = "catalog.00000000000000000000000000000000.parquet"
         (Path(zoo.folder.root) / path).write_bytes(data)
@@ -444,7 +432,7 @@ def forge(site: Path, columns: Columns | None = None, data: bytes | None = None)
 def test_tables_that_strangers_forge(tmp_path: Path) -> None:
     near, _ = published(tmp_path)
     site = tmp_path / "site"
-    good = manifest_of(site)
+    good = manifest_at(site)
     pointer = (site / "manifest.json").read_bytes()
     columns = good.columns
     data = (site / good.base / columns.path).read_bytes()
@@ -500,7 +488,7 @@ def test_columns_that_unpack_to_far_more_than_rows_need(tmp_path: Path) -> None:
     published(tmp_path)
     rows = catalog.open(tmp_path / "site").table().drop("zoo")
     large = rows.with_columns(reason=pl.concat([pl.Series(["a" * (80 << 20)]), rows["reason"][1:]]))
-    content = json.dumps({"format": 1, "zoo": manifest_of(tmp_path / "site").zoo})
+    content = json.dumps({"format": 1, "zoo": manifest_at(tmp_path / "site").zoo})
     zoo = forge(tmp_path / "site", data=write_parquet(large, {"weightscape": content}, row_group_size=GROUP))
     assert len(zoo.scan(None).select("run").collect()) == len(rows)  # which does not need that column
     with pytest.raises(FormatError, match=r"column reason .* unpack to more"):
@@ -512,7 +500,7 @@ def test_rows_in_another_order_are_no_wrong_weights(tmp_path: Path) -> None:
     published(tmp_path)
     site = tmp_path / "site"
     rows = catalog.open(site).table().drop("zoo")
-    manifest = manifest_of(site)
+    manifest = manifest_at(site)
     content = json.dumps({"format": 1, "zoo": manifest.zoo})
     zoo = forge(site, data=write_parquet(rows.reverse(), {"weightscape": content}, row_group_size=GROUP))
     with pytest.raises(CorruptError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,6 @@ from catalog.errors import CorruptError, FormatError, MissingDataError, NotAZooE
 from catalog.store import Zoo
 from tests.catalog_zoos import check_reads, create, fill, long, net, write
 from tests.servers import Server, put
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    filesystem, root = fsspec.core.url_to_fs(url)
-    if filesystem.exists(root):
-        filesystem.rm(root, recursive=True)
 
 
 def check_same(far: Zoo, near: Zoo, truth: Any) -> None:

@@ -29,7 +29,7 @@ from catalog.sealed import seal
 from catalog.store import Zoo
 from catalog.verify import Verification, verify
 from catalog.views import View, encode_rows
-from tests.catalog_zoos import LAYOUT, fill, forge_fragment, long, net, tree
+from tests.catalog_zoos import LAYOUT, fill, forge_fragment, long, manifest_of, net, tree
 from weightspace.symmetry import Symmetry
 
 FORMS = ("bare", "packed", "published", "slice")
@@ -112,7 +112,7 @@ def test_sound_ones(copy: Path) -> None:
         assert files.pop("README.md", "") or True
         files.pop("croissant.json", "")
         files = {name.partition("/")[2]: digest for name, digest in files.items()}
-        assert whole.digest == catalog.open(copy).folder.manifest.tree  # type: ignore[union-attr]
+        assert whole.digest == manifest_of(catalog.open(copy)).tree
     assert whole.files == len(files)
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     assert whole.digest == hashlib.sha256(lines.encode()).hexdigest()
@@ -435,7 +435,7 @@ def test_over_http(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert verify(url, quick=True).problems == ()
         assert not [count for _, path, _, count in asked if is_shard(path) and "." not in path and count > 1000]
         assert {method for method, path, _, _ in asked if path.endswith("/c/0/0/0")} == {"HEAD"}
-        path = copy / catalog.open(copy).folder.manifest.base / "weights/net/c/0/0/0"  # type: ignore[union-attr]
+        path = copy / manifest_of(catalog.open(copy)).base / "weights/net/c/0/0/0"
         flip(path, b"")
         assert [(p.kind, p.file) for p in verify(url).problems] == [("corrupt", "weights/net/c/0/0/0")]
         assert verify(url, quick=True).ok
